@@ -1,0 +1,3 @@
+//! PID 1 in the guest.
+
+fn main() {}

@@ -1,0 +1,161 @@
+//! The messages, plain data.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+/// Host to agent.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum HostMessage {
+    /// Prepare the machine and run the container's main process. Once per VM.
+    Start(Box<ContainerPlan>),
+    /// Run one more process in the container. Once per session.
+    Exec(Box<ProcessPlan>),
+    /// Bytes for the process's stdin, at most [`crate::MAX_CHUNK`].
+    Stdin(Vec<u8>),
+    /// End of stdin.
+    StdinEof,
+    /// Send this signal number to the process.
+    Signal(i32),
+    /// New size of the process's terminal.
+    Resize(TerminalSize),
+    /// Sync and power off now.
+    PowerOff,
+}
+
+/// Agent to host.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum AgentMessage {
+    /// First message of each session.
+    Hello {
+        /// [`crate::PROTOCOL_VERSION`] of the agent.
+        protocol: u8,
+        /// `uname -r` of the guest.
+        kernel_release: String,
+        /// Guest CLOCK_BOOTTIME in ns when the agent began.
+        agent_start_ns: u64,
+        /// Guest CLOCK_BOOTTIME in ns when this was sent.
+        now_ns: u64,
+    },
+    /// The process runs (its exec succeeded).
+    Started {
+        /// Process ID inside the guest.
+        pid: u32,
+    },
+    /// The process could not be started, or the plan not be carried out.
+    Failed {
+        /// Decides the exit code.
+        kind: FailureKind,
+        /// What, why, the fix.
+        message: String,
+    },
+    /// Bytes from stdout, in order.
+    Stdout(Vec<u8>),
+    /// Bytes from stderr, in order.
+    Stderr(Vec<u8>),
+    /// So many more bytes of stdin may be sent.
+    StdinCredit(u32),
+    /// The process ended and all its output was sent before this.
+    Exited(ExitStatus),
+}
+
+/// Why a start failed.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum FailureKind {
+    /// Exit code 127.
+    NotFound,
+    /// Exit code 126.
+    NotExecutable,
+    /// Exit code 125: the agent or the plan.
+    Agent,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ExitStatus {
+    /// By `exit` with this code.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+/// Everything between an idle agent and a running container.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ContainerPlan {
+    /// The container's root file system.
+    pub root: RootPlan,
+    /// Host name, also in `/etc/hostname` and `/etc/hosts`.
+    pub hostname: String,
+    /// Wall clock in ns since 1970, set before anything runs.
+    pub realtime_ns: u64,
+    /// 32 bytes of the host's entropy, credited to the guest's random generator.
+    pub entropy: [u8; 32],
+    /// `None`: loopback only.
+    pub network: Option<NetworkPlan>,
+    /// The main process.
+    pub process: ProcessPlan,
+    /// Power off when the main process ends.
+    pub power_off_at_exit: bool,
+}
+
+/// Which disks make the root.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RootPlan {
+    /// Block device with the image, EROFS, for example `/dev/vdb`.
+    pub image_device: String,
+    /// Block device with the writable layer, ext4. `None`: the root is read-only.
+    pub writable_device: Option<String>,
+}
+
+/// The guest's `eth0`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NetworkPlan {
+    /// Address and prefix length.
+    pub ipv4: Option<(Ipv4Addr, u8)>,
+    /// Default gateway.
+    pub gateway_v4: Option<Ipv4Addr>,
+    /// Address and prefix length.
+    pub ipv6: Option<(Ipv6Addr, u8)>,
+    /// Default gateway.
+    pub gateway_v6: Option<Ipv6Addr>,
+    /// Interface MTU in bytes.
+    pub mtu: u32,
+    /// Text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// More lines of `/etc/hosts`: address, names.
+    pub extra_hosts: Vec<(String, String)>,
+}
+
+/// One process of the container.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ProcessPlan {
+    /// Program and arguments; the program is looked up in the `PATH` of `env`.
+    pub args: Vec<String>,
+    /// `NAME=value`, whole.
+    pub env: Vec<String>,
+    /// Created if missing.
+    pub cwd: String,
+    /// As in an image: empty, `user`, `uid`, `user:group`, `uid:gid`; names come from the image's files.
+    pub user: String,
+    /// Names or numbers of supplementary groups.
+    pub additional_groups: Vec<String>,
+    /// `None` or a terminal for stdin, stdout and stderr.
+    pub terminal: Option<TerminalSize>,
+    /// Whether stdin is forwarded; else it is `/dev/null`.
+    pub stdin: bool,
+    /// (name as in `RLIMIT_NOFILE`, soft, hard)
+    pub rlimits: Vec<(String, u64, u64)>,
+    /// Capabilities to keep (`CAP_CHOWN`); the rest is dropped from every set.
+    pub capabilities: Vec<String>,
+    /// Set PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TerminalSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}

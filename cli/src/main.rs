@@ -1,0 +1,3 @@
+//! The `lighter` command.
+
+fn main() {}

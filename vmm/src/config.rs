@@ -1,0 +1,124 @@
+//! What a VM is made of: plain data, handed to the VMM process as JSON.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One VM.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Number of vCPUs, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub mem_size_mib: u32,
+    /// What boots.
+    pub kernel: KernelConfig,
+    /// Block devices, in the guest's order: `/dev/vda`, `/dev/vdb`, ...
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network interface, `eth0` in the guest.
+    #[serde(default)]
+    pub net: Option<NetConfig>,
+    /// Socket device between host and guest.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Where the guest kernel's console goes; without it, console output is dropped.
+    #[serde(default)]
+    pub console_log: Option<PathBuf>,
+}
+
+/// Kernel image and its command line.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// ELF `vmlinux` or `bzImage`.
+    pub path: PathBuf,
+    /// Initial RAM file system.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Appended to the command line that the VMM makes itself (console, devices, host quirks).
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// One raw disk image.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Raw image file or block device; its size is a multiple of 512 bytes.
+    pub path: PathBuf,
+    /// Offers VIRTIO_BLK_F_RO and opens the file for reading only.
+    pub read_only: bool,
+    /// Serial number that the guest reads, at most 20 bytes.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// One TAP-backed network interface.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// An open TAP descriptor that the VMM process inherits (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
+    pub tap_fd: RawFd,
+    /// MAC address of the guest's side.
+    pub mac: [u8; 6],
+}
+
+/// The vsock device and its Unix socket on the host, as in Firecracker: a client connects to `uds_path`
+/// and writes `CONNECT <port>\n`; a guest's connect to host port P goes to `<uds_path>_<P>`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// Context ID of the guest, 3 or more.
+    pub guest_cid: u32,
+    /// Path of the listening socket.
+    pub uds_path: PathBuf,
+}
+
+/// Why a VM ended: the last event that the VMM process reports.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum VmExit {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset (reboot, or a panic with `panic=-1`).
+    Reset,
+    /// The guest stopped in a way it cannot go on from.
+    GuestFault {
+        /// What KVM reported.
+        what: String,
+    },
+    /// The host asked for the end.
+    Stopped,
+}
+
+/// What the VMM process tells its parent, one JSON object a line on the event descriptor.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum VmEvent {
+    /// The VM is built; the first vCPU enters the guest now. Times are CLOCK_MONOTONIC nanoseconds.
+    Started {
+        /// When the process began to run `main`.
+        process_start_ns: u64,
+        /// When guest memory, kernel and devices were ready.
+        built_ns: u64,
+        /// Just before the first KVM_RUN.
+        first_run_ns: u64,
+        /// True where guest ring 0 is emulated by this host's KVM.
+        emulated_ring0: bool,
+    },
+    /// A device's driver set DRIVER_OK.
+    DriverReady {
+        /// `vda`, `eth0`, `vsock`, ...
+        device: String,
+    },
+    /// The VM could not be built or run; the process ends.
+    Failed {
+        /// What, why and the fix.
+        message: String,
+    },
+    /// The guest is gone; the process ends.
+    Exited(VmExit),
+}

@@ -1,0 +1,3 @@
+//! Developer commands: `cargo xtask demo|test|kernel|check|bench`.
+
+fn main() {}
