@@ -1,1 +1,7 @@
-//! Helpers that the guest tests share.
+//! What the end-to-end tests share: a harness that can skip, the `lighter` binary under test, images and
+//! guest programs made on the spot.
+
+pub mod guest_program;
+pub mod harness;
+pub mod image;
+pub mod lighter;
