@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is one module; this file only names them.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -27,6 +28,8 @@ enum Command {
     Kernel(kernel::KernelArgs),
     /// Run everything that CI runs.
     Test(test::TestArgs),
+    /// Measure lighter beside a peer.
+    Bench(bench::BenchArgs),
     /// Check formatting, lints and which crate may know which.
     Check,
 }
@@ -36,6 +39,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo => demo::run(),
         Command::Kernel(args) => kernel::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Check => check::run(),
     };
     match result {

@@ -22,3 +22,9 @@ pub fn ensure() -> anyhow::Result<PathBuf> {
     // Replaced by the kernel helper.
     anyhow::bail!("the kernel build is not there yet")
 }
+
+/// What a kernel command line must have on this host and only here (`docs/kernel.md`), for a peer VMM that
+/// boots our kernel.
+pub fn host_cmdline() -> anyhow::Result<String> {
+    anyhow::bail!("the kernel flags are not there yet")
+}

@@ -1,0 +1,48 @@
+//! `cargo xtask bench`: lighter beside a peer, alternating in one run, as medians and ratios.
+//!
+//! The development hosts are noisy and shared, so a figure alone says little; the ratio to a peer that ran
+//! in turn with it says more. Figures never decide a test.
+
+mod boot;
+mod guest_init;
+mod images;
+mod memory;
+mod qemu;
+mod report;
+mod stats;
+mod tracefs;
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    suite: Suite,
+    /// Measured rounds, after one for warming up.
+    #[arg(long, global = true, default_value_t = 5)]
+    runs: usize,
+    /// Also write the figures as JSON to this file.
+    #[arg(long, global = true)]
+    json: Option<std::path::PathBuf>,
+}
+
+#[derive(clap::Subcommand)]
+enum Suite {
+    /// Start of a VM: process start to first guest instruction, to PID 1, to the first byte; VMM memory.
+    Boot,
+    /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
+    Images,
+}
+
+/// Runs the suite and prints its table.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.runs > 0, "--runs must be at least 1");
+    let report = match args.suite {
+        Suite::Boot => boot::run(args.runs)?,
+        Suite::Images => images::run(args.runs)?,
+    };
+    print!("{}", report.markdown());
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report.json())?)?;
+    }
+    Ok(())
+}
