@@ -3,6 +3,10 @@
 //! A device here is plain state with methods: it owns no thread, no event loop and no KVM handle.
 //! The `vmm` crate routes bus accesses and host events to it and owns the handles.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used))]
+
+pub mod bus;
 pub mod virtio;
 
 /// Guest memory as every device sees it.

@@ -21,6 +21,9 @@ pub trait Interrupt: Send + Sync {
     fn notify_used(&self, queue: u16);
     /// Tells the driver that the configuration space changed.
     fn notify_config(&self);
+    /// Asks the event loop for another [`VirtioDevice::process_queue`], for a device that stopped because
+    /// its budget of work was used up and not because the queue was empty.
+    fn reschedule(&self, queue: u16);
 }
 
 /// What a device receives when the driver sets DRIVER_OK.

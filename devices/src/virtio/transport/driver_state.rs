@@ -1,0 +1,195 @@
+//! What the driver has told the transport: status, features, queues. Pure; no device is called here.
+//!
+//! ```text
+//! reset -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK
+//!   ^        (features are written here ^)  ^(queues are set up here)
+//!   +---- a write of 0 in any state; NEEDS_RESET and FAILED are left in no other way
+//! ```
+//!
+//! Virtio 1.2, sections 2.1 and 3.1.1. What is out of order is ignored, as the specification asks.
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Error, Queue, QueueT};
+use vm_memory::GuestAddress;
+
+use super::registers::{Half, QueueArea};
+
+pub const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+pub const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
+pub const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+pub const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+pub const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+pub const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
+
+/// Each status bit that a driver may set, and the bits that must be there before.
+const PREREQUISITES: [(u32, u32); 5] = [
+    (ACKNOWLEDGE, 0),
+    (DRIVER, ACKNOWLEDGE),
+    (FEATURES_OK, ACKNOWLEDGE | DRIVER),
+    (DRIVER_OK, ACKNOWLEDGE | DRIVER | FEATURES_OK),
+    (FAILED, 0),
+];
+
+/// VIRTIO_F_VERSION_1 as a mask.
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// VIRTIO_F_EVENT_IDX as a mask.
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// What a write to the Status register asks the transport to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transition {
+    /// Nothing beyond the new status.
+    None,
+    /// Bring the device back to its first state.
+    Reset,
+    /// DRIVER_OK has just been set: activate the device.
+    Activate,
+}
+
+/// One queue as the driver set it up. Nothing in it has been checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct QueueSetup {
+    pub size: u32,
+    pub ready: bool,
+    pub desc: u64,
+    pub driver: u64,
+    pub device: u64,
+}
+
+impl QueueSetup {
+    /// The queue this describes, of at most `max_size` descriptors. Whether its rings are in guest memory
+    /// is not checked here.
+    pub fn build(&self, max_size: u16, features: u64) -> Result<Queue, Error> {
+        let mut queue = Queue::new(max_size)?;
+        if !self.ready {
+            return Ok(queue);
+        }
+        queue.try_set_size(u16::try_from(self.size).map_err(|_| Error::InvalidSize)?)?;
+        queue.try_set_desc_table_address(GuestAddress(self.desc))?;
+        queue.try_set_avail_ring_address(GuestAddress(self.driver))?;
+        queue.try_set_used_ring_address(GuestAddress(self.device))?;
+        queue.set_event_idx(features & EVENT_IDX != 0);
+        queue.set_ready(true);
+        Ok(queue)
+    }
+
+    fn address_mut(&mut self, area: QueueArea) -> &mut u64 {
+        match area {
+            QueueArea::Desc => &mut self.desc,
+            QueueArea::Driver => &mut self.driver,
+            QueueArea::Device => &mut self.device,
+        }
+    }
+}
+
+/// The registers that the driver writes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DriverState {
+    pub status: u32,
+    pub device_features_sel: u32,
+    pub driver_features_sel: u32,
+    pub driver_features: u64,
+    pub queue_sel: u32,
+    pub queues: Vec<QueueSetup>,
+}
+
+impl DriverState {
+    /// The state after reset of a device with queues of these largest sizes.
+    pub fn new(queue_sizes: &[u16]) -> Self {
+        let queue = |&size: &u16| QueueSetup { size: size.into(), ..QueueSetup::default() };
+        Self {
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            queues: queue_sizes.iter().map(queue).collect(),
+        }
+    }
+
+    /// Whether the device may use its queues.
+    pub fn is_active(&self) -> bool {
+        self.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK
+    }
+
+    /// A write to Status, with the features that the device offers.
+    pub fn write_status(&mut self, value: u32, offered: u64) -> Transition {
+        if value == 0 {
+            return Transition::Reset;
+        }
+        let before = self.status;
+        if before & (NEEDS_RESET | FAILED) != 0 {
+            return Transition::None;
+        }
+        for (bit, needed) in PREREQUISITES {
+            let refused = bit == FEATURES_OK && !acceptable(self.driver_features, offered);
+            if value & bit != 0 && self.status & needed == needed && !refused {
+                self.status |= bit;
+            }
+        }
+        let added = self.status & !before;
+        if added & DRIVER_OK != 0 && self.is_active() { Transition::Activate } else { Transition::None }
+    }
+
+    /// A write to DriverFeatures. Ignored outside the negotiation.
+    pub fn write_driver_features(&mut self, value: u32) {
+        if self.status & (DRIVER | FEATURES_OK | FAILED) != DRIVER {
+            return;
+        }
+        let half = match self.driver_features_sel {
+            0 => Half::Low,
+            1 => Half::High,
+            _ => return,
+        };
+        self.driver_features = half.replace(self.driver_features, value);
+    }
+
+    /// The queue that QueueSel selects, if there is one.
+    pub fn queue(&self) -> Option<&QueueSetup> {
+        self.queues.get(usize::try_from(self.queue_sel).ok()?)
+    }
+
+    /// A write to QueueNum. Like each write to a queue, it is ignored while the queue is ready.
+    pub fn write_queue_num(&mut self, value: u32) {
+        if let Some(queue) = self.idle_queue_mut() {
+            queue.size = value;
+        }
+    }
+
+    /// A write to one half of a queue's address.
+    pub fn write_queue_address(&mut self, area: QueueArea, half: Half, value: u32) {
+        if let Some(queue) = self.idle_queue_mut() {
+            let address = queue.address_mut(area);
+            *address = half.replace(*address, value);
+        }
+    }
+
+    /// A write to QueueReady.
+    pub fn write_queue_ready(&mut self, value: u32) {
+        if let Some(queue) = self.selected_mut() {
+            queue.ready = value & 1 != 0;
+        }
+    }
+
+    fn idle_queue_mut(&mut self) -> Option<&mut QueueSetup> {
+        self.selected_mut().filter(|queue| !queue.ready)
+    }
+
+    /// The selected queue while the driver may set queues up: after FEATURES_OK and before DRIVER_OK.
+    fn selected_mut(&mut self) -> Option<&mut QueueSetup> {
+        if self.status & (FEATURES_OK | DRIVER_OK | FAILED) != FEATURES_OK {
+            return None;
+        }
+        self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
+    }
+}
+
+/// Whether a device that offers `offered` works with a driver that accepted `accepted`.
+pub fn acceptable(accepted: u64, offered: u64) -> bool {
+    accepted & !offered == 0 && accepted & VERSION_1 != 0
+}
