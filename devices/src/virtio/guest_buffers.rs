@@ -1,0 +1,252 @@
+//! The buffers of one descriptor chain, read and written in place by system calls.
+//!
+//! Guest memory never becomes a Rust reference: a buffer is a [`VolatileSlice`], and the kernel gets its
+//! address in an `iovec`. The guest may change a buffer at any time, so whoever decides on a value reads it
+//! once into memory of its own.
+
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap};
+use vm_memory::{Bytes, GuestMemoryBackend, VolatileSlice};
+
+use crate::GuestRam;
+
+/// A contiguous piece of guest memory as a device sees it.
+pub type GuestSlice<'m> = VolatileSlice<'m, BS<'m, Option<AtomicBitmap>>>;
+
+/// Descriptors in one chain. Stops a chain from making the VMM collect without bound; `readv` takes 1024
+/// (IOV_MAX), two of which are left for buffers of the VMM itself.
+pub const MAX_CHAIN_DESCRIPTORS: usize = 1022;
+
+/// Which way the data of a chain goes (virtio 1.2, section 2.7.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The driver wrote it, the device reads it.
+    Readable,
+    /// The device writes it.
+    Writable,
+}
+
+/// The driver made a descriptor chain that the device cannot use.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ChainError {
+    /// A next index, an indirect table or a length is wrong, or the chain is a loop.
+    #[error("broken descriptor chain")]
+    Broken,
+    /// More than [`MAX_CHAIN_DESCRIPTORS`].
+    #[error("more than {MAX_CHAIN_DESCRIPTORS} descriptors in a chain")]
+    TooManyDescriptors,
+    /// A descriptor has the other direction than its queue.
+    #[error("descriptor is not {0:?}")]
+    WrongDirection(Direction),
+    /// A buffer is not in guest memory.
+    #[error("buffer of {len} bytes at {addr:#x} is outside guest memory")]
+    OutsideMemory {
+        /// Guest physical address.
+        addr: u64,
+        /// Length in bytes.
+        len: u32,
+    },
+}
+
+/// The buffers of one chain as one sequence of bytes.
+#[derive(Debug)]
+pub struct GuestBuffers<'m> {
+    slices: Vec<GuestSlice<'m>>,
+    len: usize,
+}
+
+impl<'m> GuestBuffers<'m> {
+    /// Collects the buffers of `chain`, all of which have to go in `direction`.
+    pub fn collect<M>(
+        mem: &'m GuestRam,
+        chain: DescriptorChain<M>,
+        direction: Direction,
+    ) -> Result<Self, ChainError>
+    where
+        M: Deref<Target = GuestRam>,
+    {
+        let mut buffers = Self { slices: Vec::new(), len: 0 };
+        let mut complete = false;
+        for (count, descriptor) in chain.enumerate() {
+            if count >= MAX_CHAIN_DESCRIPTORS {
+                return Err(ChainError::TooManyDescriptors);
+            }
+            if descriptor.is_write_only() != (direction == Direction::Writable) {
+                return Err(ChainError::WrongDirection(direction));
+            }
+            complete = !descriptor.has_next();
+            buffers.push(mem, descriptor)?;
+        }
+        // The iterator ends silently at a bad index; then the last descriptor it gave says there is more.
+        if complete { Ok(buffers) } else { Err(ChainError::Broken) }
+    }
+
+    /// Total length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is not one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies from `offset` into `target`; false if the buffers end before `target` is full.
+    pub fn copy_to(&self, offset: usize, target: &mut [u8]) -> bool {
+        let mut rest = target;
+        for piece in self.pieces(offset, rest.len()) {
+            let (head, tail) = rest.split_at_mut(piece.len());
+            if piece.read_slice(head, 0).is_err() {
+                return false;
+            }
+            rest = tail;
+        }
+        rest.is_empty()
+    }
+
+    /// Copies `source` to `offset`; false if the buffers end before all of it is written.
+    pub fn copy_from(&self, offset: usize, source: &[u8]) -> bool {
+        let mut rest = source;
+        for piece in self.pieces(offset, rest.len()) {
+            let (head, tail) = rest.split_at(piece.len());
+            if piece.write_slice(head, 0).is_err() {
+                return false;
+            }
+            rest = tail;
+        }
+        rest.is_empty()
+    }
+
+    /// Notes that the kernel wrote `len` bytes at `offset`.
+    pub fn mark_dirty(&self, offset: usize, len: usize) {
+        for piece in self.pieces(offset, len) {
+            piece.bitmap().mark_dirty(0, piece.len());
+        }
+    }
+
+    /// The pieces that make up at most `len` bytes from `offset` on.
+    fn pieces(&self, offset: usize, len: usize) -> impl Iterator<Item = GuestSlice<'m>> + '_ {
+        let mut skip = offset;
+        let mut left = len;
+        self.slices.iter().filter_map(move |slice| {
+            let start = skip.min(slice.len());
+            skip = skip.saturating_sub(start);
+            let count = slice.len().saturating_sub(start).min(left);
+            left = left.saturating_sub(count);
+            if count == 0 {
+                return None;
+            }
+            slice.subslice(start, count).ok()
+        })
+    }
+
+    fn push(&mut self, mem: &'m GuestRam, descriptor: Descriptor) -> Result<(), ChainError> {
+        let outside = || ChainError::OutsideMemory { addr: descriptor.addr().0, len: descriptor.len() };
+        let len = usize::try_from(descriptor.len()).map_err(|_| outside())?;
+        for slice in GuestMemoryBackend::get_slices(mem, descriptor.addr(), len) {
+            let slice = slice.map_err(|_| outside())?;
+            self.len = self.len.checked_add(slice.len()).ok_or(ChainError::Broken)?;
+            self.slices.push(slice);
+        }
+        Ok(())
+    }
+}
+
+/// Buffers of the guest and of the VMM for one system call, in order.
+#[derive(Debug, Default)]
+pub struct IoVecs<'a> {
+    raw: Vec<libc::iovec>,
+    len: usize,
+    borrowed: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> IoVecs<'a> {
+    /// No buffers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Total length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is not one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a buffer of the VMM.
+    pub fn push_host(&mut self, buffer: &'a mut [u8]) {
+        self.push(buffer.as_mut_ptr(), buffer.len());
+    }
+
+    /// Appends at most `len` bytes of the guest's `buffers`, from `offset` on.
+    pub fn push_guest<'m: 'a>(&mut self, buffers: &GuestBuffers<'m>, offset: usize, len: usize) {
+        for piece in buffers.pieces(offset, len) {
+            self.push(piece.ptr_guard_mut().as_ptr(), piece.len());
+        }
+    }
+
+    /// One `readv`, repeated when a signal interrupts it. The caller marks guest pages dirty.
+    pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = self.raw_count()?;
+        retry(|| {
+            // SAFETY: `raw` holds `count` entries. Each describes memory that is valid for writes during
+            // 'a: a `&'a mut [u8]` from `push_host`, or guest memory that stays mapped for 'm: 'a, which no
+            // Rust reference aliases, from `push_guest`. `fd` is open for the length of the borrow.
+            unsafe { libc::readv(fd.as_raw_fd(), self.raw.as_ptr(), count) }
+        })
+    }
+
+    /// One `writev`, repeated when a signal interrupts it.
+    pub fn write_to(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = self.raw_count()?;
+        retry(|| {
+            // SAFETY: as in `read_from`; the kernel only reads the memory.
+            unsafe { libc::writev(fd.as_raw_fd(), self.raw.as_ptr(), count) }
+        })
+    }
+
+    /// One `sendmsg` on a socket, without SIGPIPE and without waiting.
+    pub fn send_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: all zeroes is a valid `msghdr`: null pointers with length 0.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.raw.as_mut_ptr();
+        message.msg_iovlen = self.raw.len();
+        retry(|| {
+            // SAFETY: `message` points to `raw.len()` entries that are valid as said in `read_from`; the
+            // kernel only reads them. Name and control data are absent.
+            unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
+        })
+    }
+
+    fn push(&mut self, base: *mut u8, len: usize) {
+        self.raw.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+        self.len = self.len.saturating_add(len);
+    }
+
+    fn raw_count(&self) -> io::Result<libc::c_int> {
+        libc::c_int::try_from(self.raw.len()).map_err(|_| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Repeats a system call until no signal interrupts it.
+pub(crate) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        let result = call();
+        if let Ok(count) = usize::try_from(result) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
