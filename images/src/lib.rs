@@ -6,20 +6,30 @@
 //!            archives ─┴► blobs/, refs/
 //! ```
 
+pub mod auth;
 pub mod digest;
+pub mod erofs;
+pub mod ext4;
 pub mod image;
 pub mod manifest;
 pub mod platform;
 pub mod progress;
+pub mod pull;
 pub mod reference;
+pub mod registry;
+pub mod rootfs;
 pub mod source;
 pub mod store;
+pub mod unpack;
 
 pub use digest::{ChainId, DiffId, Digest};
 pub use image::{Contents, Image, Layer};
 pub use manifest::Compression;
 pub use platform::Platform;
 pub use progress::{Event, Progress, Silent};
+pub use pull::{PullError, PullOptions, PullPolicy};
 pub use reference::Reference;
+pub use registry::RegistryOptions;
+pub use rootfs::ensure_rootfs;
 pub use source::ImageSource;
 pub use store::{DiskUsage, ImageSummary, Store, StoreError};

@@ -1,5 +1,7 @@
 //! What a pull tells the outside while it runs. The command line draws bars from it; tests count it.
 
+use std::path::Path;
+
 use crate::digest::Digest;
 
 /// One step of a pull or of building a root filesystem.
@@ -58,6 +60,21 @@ pub enum Event<'a> {
         reason: &'a str,
         /// The number of the next attempt; the first was 1.
         attempt: u32,
+    },
+    /// The root filesystem is being built. Sent every few megabytes; not at all if it is there already.
+    RootfsBytes {
+        /// Uncompressed bytes so far.
+        position: u64,
+    },
+    /// The root filesystem is written.
+    RootfsDone {
+        /// The size of its file in bytes.
+        size: u64,
+    },
+    /// A file of a `dir:PATH` image may not be read by this user and is left out.
+    RootfsUnreadable {
+        /// The file.
+        path: &'a Path,
     },
 }
 
