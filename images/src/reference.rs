@@ -93,8 +93,7 @@ pub enum Version {
 pub struct Reference {
     registry: String,
     repository: String,
-    tag: Option<String>,
-    digest: Option<Digest>,
+    version: Version,
 }
 
 impl Reference {
@@ -109,12 +108,8 @@ impl Reference {
     }
 
     /// What to ask the registry for: the digest if there is one, else the tag, else `latest`.
-    pub fn version(&self) -> Version {
-        match (&self.digest, &self.tag) {
-            (Some(digest), _) => Version::Digest(digest.clone()),
-            (None, Some(tag)) => Version::Tag(tag.clone()),
-            (None, None) => Version::Tag(DEFAULT_TAG.to_owned()),
-        }
+    pub fn version(&self) -> &Version {
+        &self.version
     }
 
     /// The form people type: without `docker.io/library/`.
@@ -132,7 +127,7 @@ impl Reference {
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)?;
-        match self.version() {
+        match &self.version {
             Version::Tag(tag) => write!(f, ":{tag}"),
             Version::Digest(digest) => write!(f, "@{digest}"),
         }
@@ -162,7 +157,11 @@ impl FromStr for Reference {
         };
         let official = registry == DEFAULT_REGISTRY && !path.contains('/');
         let repository = if official { format!("library/{path}") } else { path.to_owned() };
-        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
+        let version = match (digest, tag) {
+            (Some(digest), _) => Version::Digest(digest),
+            (None, tag) => Version::Tag(tag.unwrap_or_else(|| DEFAULT_TAG.to_owned())),
+        };
+        Ok(Self { registry: registry.to_owned(), repository, version })
     }
 }
 
@@ -281,7 +280,7 @@ mod tests {
     #[test]
     fn the_digest_wins_over_the_tag() {
         let reference: Reference = format!("alpine:3.20@{HEX}").parse().unwrap();
-        assert_eq!(reference.version(), Version::Digest(HEX.parse().unwrap()));
+        assert_eq!(reference.version(), &Version::Digest(HEX.parse().unwrap()));
         assert_eq!(reference.to_string(), format!("docker.io/library/alpine@{HEX}"));
     }
 
@@ -350,7 +349,7 @@ mod tests {
         #[test]
         fn the_normalized_and_the_familiar_form_parse_to_the_same_reference(
             host in prop::option::of("([a-z][a-z0-9]{0,5}\\.){1,2}[a-z]{2,3}(:[1-9][0-9]{0,3})?"),
-            path in "[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}){0,3}",
+            path in "[a-z0-9]{1,6}/[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}){0,3}",
             tag in prop::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
             digest in any::<bool>(),
         ) {
@@ -363,10 +362,9 @@ mod tests {
             }
             let reference: Reference = text.parse().unwrap();
             let again: Reference = reference.to_string().parse().unwrap();
-            prop_assert_eq!(again.to_string(), reference.to_string());
-            prop_assert_eq!(again.version(), reference.version());
+            prop_assert_eq!(&again, &reference);
             let familiar: Reference = reference.familiar().parse().unwrap();
-            prop_assert_eq!(familiar.to_string(), reference.to_string());
+            prop_assert_eq!(&familiar, &reference);
         }
     }
 }

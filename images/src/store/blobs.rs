@@ -62,15 +62,8 @@ impl Blobs {
         if hasher.finish() == *digest { Ok(bytes) } else { Err(lost()) }
     }
 
-    /// Stores a small blob that is in memory already. Returns its digest (SHA-256).
-    pub(crate) fn write(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
-        let digest = Digest::of(bytes);
-        self.write_as(&digest, bytes)?;
-        Ok(digest)
-    }
-
     /// Stores a small blob under `digest`, which the caller has verified.
-    pub(crate) fn write_as(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn write(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         if self.has(digest, bytes.len() as u64) {
             return Ok(());
         }

@@ -28,7 +28,7 @@ pub(crate) enum Begin {
     /// It is in the store.
     Present,
     /// The caller now owns its partial file.
-    Partial(Partial),
+    Partial(Box<Partial>),
 }
 
 /// A blob that is being written. Dropped without [`Partial::commit`] it stays for the next pull to go on with.
@@ -65,7 +65,7 @@ impl Blobs {
             let mut partial =
                 Partial { blobs, digest: digest.clone(), size, path, file, hasher, position: 0 };
             partial.take_over()?;
-            return Ok(Begin::Partial(partial));
+            return Ok(Begin::Partial(Box::new(partial)));
         }
     }
 }
@@ -175,7 +175,7 @@ mod tests {
         (dir, blobs)
     }
 
-    fn begin(blobs: &Blobs, content: &[u8]) -> Partial {
+    fn begin(blobs: &Blobs, content: &[u8]) -> Box<Partial> {
         match blobs.begin(&Digest::of(content), content.len() as u64, &Silent).unwrap() {
             Begin::Partial(partial) => partial,
             Begin::Present => panic!("the blob is there already"),

@@ -1,0 +1,296 @@
+//! Pulling: from a source's text to an [`Image`] whose every blob is verified and in the store.
+//!
+//! ```text
+//! registry ──► remote::Remote ──┐
+//! oci:, oci-archive: ► layout ──┼─► Resolved ─► origin::Transfer ─► blobs/ ─► refs/ ─► Image
+//! docker-archive: ► docker ─────┘
+//! dir: ──────────────────────────────────────────────────────────────────────────────► Image
+//! ```
+//!
+//! The name is written last: until then a crash leaves only blobs and partial blobs, which the next pull goes on with.
+
+mod archive;
+mod docker;
+mod error;
+mod layout;
+mod origin;
+mod remote;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use error::{ArchiveError, PullError};
+use oci_spec::image::{Descriptor, ImageConfiguration};
+use origin::{Origin, Transfer};
+use remote::Remote;
+
+use crate::digest::Digest;
+use crate::image::{Contents, Image};
+use crate::manifest::{self, MAX_CONFIG_BYTES, Manifest, ManifestError};
+use crate::platform::Platform;
+use crate::progress::{Event, Progress};
+use crate::reference::Reference;
+use crate::registry::{Client, RegistryOptions};
+use crate::source::ImageSource;
+use crate::store::{Lease, Record, Store, StoreError};
+
+/// When to ask the registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Only if the image is not in the store. Local archives and layouts are always read again.
+    #[default]
+    Missing,
+    /// Every time; what is unchanged is not fetched again.
+    Always,
+    /// Never: the image must be in the store.
+    Never,
+}
+
+impl std::str::FromStr for PullPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "missing" => Ok(Self::Missing),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("\"{text}\" is not a pull policy: missing, always or never")),
+        }
+    }
+}
+
+/// How to pull.
+#[derive(Clone, Debug)]
+pub struct PullOptions {
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// Which platform's image of several.
+    pub platform: Platform,
+    /// How to talk to registries.
+    pub registry: RegistryOptions,
+    /// How many layers at once.
+    pub parallel: usize,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        Self {
+            policy: PullPolicy::default(),
+            platform: Platform::host(),
+            registry: RegistryOptions::default(),
+            parallel: 3,
+        }
+    }
+}
+
+/// A manifest for one platform, verified, not yet stored.
+struct Resolved {
+    manifest: Manifest,
+    digest: Digest,
+    bytes: Vec<u8>,
+    /// What the source calls this version: the index, if there is one.
+    remote: Digest,
+}
+
+impl Store {
+    /// Brings the image of `source` into the store, as far as `options` say and it is not there already.
+    pub fn pull(
+        &self,
+        source: &ImageSource,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image, PullError> {
+        let source = source.clone().absolute();
+        if let ImageSource::Dir(path) = &source {
+            return directory(&source.to_string(), path);
+        }
+        let name = source.to_string();
+        let lease = self.lease()?;
+        let stored = self.stored(&name, options, &lease)?;
+        match (stored, options.policy) {
+            (Some(image), PullPolicy::Never) => Ok(image),
+            (None, PullPolicy::Never) => Err(PullError::NotPresent { image: name }),
+            (Some(image), PullPolicy::Missing) if source.path().is_none() => Ok(image),
+            (stored, _) => fetch(self, &source, options, progress, &lease, stored),
+        }
+    }
+
+    /// The image if all of it is here for the platform that is asked for.
+    fn stored(&self, name: &str, options: &PullOptions, lease: &Lease) -> Result<Option<Image>, StoreError> {
+        let names = self.refs.load()?;
+        let Some(record) = names.images.get(name) else { return Ok(None) };
+        let platform = record.platform.parse::<Platform>();
+        if !platform.is_ok_and(|have| matches(&options.platform, &have)) {
+            return Ok(None);
+        }
+        // What is damaged is pulled again.
+        Ok(self.load(name, record, lease.clone()).ok())
+    }
+
+    /// Fetches the blobs of `resolved` from `origin` and writes the name.
+    fn take(
+        &self,
+        job: &Job<'_>,
+        resolved: Resolved,
+        origin: &dyn Origin,
+        lease: &Lease,
+    ) -> Result<Image, PullError> {
+        let Job { name, options, progress } = *job;
+        let Resolved { manifest, digest, bytes, remote } = resolved;
+        let refused = |source| PullError::Manifest { image: name.to_owned(), source };
+        let timing = options.registry.timing;
+        let transfer = Transfer {
+            store: self,
+            origin,
+            timing,
+            parallel: options.parallel,
+            progress: &crate::progress::Silent,
+        };
+        if manifest.config.size > MAX_CONFIG_BYTES {
+            let text = format!("a configuration of {} bytes", manifest.config.size);
+            return Err(refused(ManifestError::Unsupported(text)));
+        }
+        transfer.all(std::slice::from_ref(&manifest.config))?;
+        let config = self.blobs.read(&manifest.config.digest, MAX_CONFIG_BYTES)?;
+        let (config, _) = manifest::parse_config(&config, manifest.layers.len()).map_err(refused)?;
+        let platform = platform_of(&config, &options.platform);
+        if !matches(&options.platform, &platform) {
+            return Err(PullError::Platform {
+                image: name.to_owned(),
+                wanted: options.platform.to_string(),
+                available: platform.to_string(),
+            });
+        }
+        let (layers, total) = (manifest.layers.len(), manifest.layer_bytes());
+        progress.event(Event::Resolved { manifest: &digest, layers, bytes: total });
+        Transfer { progress, ..transfer }.all(&manifest.layers)?;
+        self.blobs.write(&digest, &bytes)?;
+        let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let record = Record { manifest: digest, platform: platform.to_string(), pulled_at, remote };
+        self.refs.update(|names| {
+            names.images.insert(name.to_owned(), record.clone());
+            Ok(())
+        })?;
+        Ok(self.load(name, &record, lease.clone())?)
+    }
+}
+
+/// What every step of one pull knows.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    name: &'a str,
+    options: &'a PullOptions,
+    progress: &'a dyn Progress,
+}
+
+fn fetch(
+    store: &Store,
+    source: &ImageSource,
+    options: &PullOptions,
+    progress: &dyn Progress,
+    lease: &Lease,
+    stored: Option<Image>,
+) -> Result<Image, PullError> {
+    let name = source.to_string();
+    let job = Job { name: &name, options, progress };
+    progress.event(Event::Resolving { image: &name });
+    match source {
+        ImageSource::Registry(reference) => from_registry(store, &job, reference, lease, stored),
+        ImageSource::OciDir { path, tag } => {
+            let layout = layout::Layout::dir(path);
+            let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
+            store.take(&job, resolved, &layout, lease)
+        }
+        ImageSource::OciArchive { path, tag } => {
+            let layout = layout::Layout::archive(archive::Archive::open(path, store)?);
+            let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
+            store.take(&job, resolved, &layout, lease)
+        }
+        ImageSource::DockerArchive { path, reference } => {
+            let archive = archive::Archive::open(path, store)?;
+            let (resolved, archive) = docker::resolve(archive, reference.as_ref())?;
+            store.take(&job, resolved, &archive, lease)
+        }
+        ImageSource::Dir(path) => directory(&name, path),
+    }
+}
+
+fn from_registry(
+    store: &Store,
+    job: &Job<'_>,
+    reference: &Reference,
+    lease: &Lease,
+    stored: Option<Image>,
+) -> Result<Image, PullError> {
+    let Job { options, progress, .. } = *job;
+    let client = remote::retried(options, "the connection", progress, || {
+        Ok(Client::connect(reference, &options.registry)?)
+    })?;
+    let remote = Remote { client: &client, reference, options, progress };
+    if let Some(image) = stored {
+        // Asking for the digest alone does not count against limits on pulls.
+        let known = store.refs.load()?.images.get(job.name).map(|record| record.remote.clone());
+        if known.is_some() && remote.current()? == known {
+            return Ok(image);
+        }
+    }
+    let resolved = remote.resolve()?;
+    store.take(job, resolved, &client, lease)
+}
+
+/// An image without layers: the directory is the root filesystem, and nothing says what to run in it.
+fn directory(name: &str, path: &std::path::Path) -> Result<Image, PullError> {
+    let failed = |source| PullError::Directory { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_dir() {
+        return Err(failed(std::io::ErrorKind::NotADirectory.into()));
+    }
+    let digest = Digest::of(name.as_bytes());
+    let platform = Platform::host();
+    let mut config = ImageConfiguration::default();
+    config.set_architecture(platform.architecture.as_str().into());
+    config.set_os(platform.os.as_str().into());
+    Ok(Image {
+        name: name.to_owned(),
+        manifest_digest: digest.clone(),
+        config_digest: digest,
+        config,
+        contents: Contents::Directory(path.to_owned()),
+        _lease: Lease::none(),
+    })
+}
+
+/// What an image is built for; a configuration that does not say counts as what was asked for.
+fn platform_of(config: &ImageConfiguration, wanted: &Platform) -> Platform {
+    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+    Platform {
+        os: or(config.os().to_string(), &wanted.os),
+        architecture: or(config.architecture().to_string(), &wanted.architecture),
+        variant: config.variant().clone().filter(|variant| !variant.is_empty()),
+    }
+}
+
+fn matches(wanted: &Platform, have: &Platform) -> bool {
+    wanted.matches(&have.os, &have.architecture, have.variant.as_deref())
+}
+
+/// The entry of an index for `platform`.
+fn select<'a>(
+    image: &str,
+    platform: &Platform,
+    entries: &'a [Descriptor],
+) -> Result<&'a Descriptor, PullError> {
+    platform.select(entries).ok_or_else(|| {
+        let known = entries.iter().filter_map(|entry| entry.platform().as_ref());
+        let mut names: Vec<String> = known
+            .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
+            .filter(|name| name != "unknown/unknown")
+            .take(20)
+            .collect();
+        names.dedup();
+        PullError::Platform {
+            image: image.to_owned(),
+            wanted: platform.to_string(),
+            available: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
+        }
+    })
+}
