@@ -7,6 +7,10 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used))]
 
 pub mod bus;
+pub mod i8042;
+pub mod ioapic;
+pub mod power;
+pub mod serial;
 pub mod virtio;
 
 /// Guest memory as every device sees it.

@@ -44,6 +44,9 @@ pub enum ChainError {
     /// A descriptor has the other direction than its queue.
     #[error("descriptor is not {0:?}")]
     WrongDirection(Direction),
+    /// A descriptor that the device reads follows one that it writes.
+    #[error("readable descriptor after a writable one")]
+    ReadableAfterWritable,
     /// A buffer is not in guest memory.
     #[error("buffer of {len} bytes at {addr:#x} is outside guest memory")]
     OutsideMemory {
@@ -85,6 +88,34 @@ impl<'m> GuestBuffers<'m> {
         }
         // The iterator ends silently at a bad index; then the last descriptor it gave says there is more.
         if complete { Ok(buffers) } else { Err(ChainError::Broken) }
+    }
+
+    /// Collects the buffers of a chain in which the device reads the first ones and writes the others.
+    pub fn collect_both<M>(mem: &'m GuestRam, chain: DescriptorChain<M>) -> Result<(Self, Self), ChainError>
+    where
+        M: Deref<Target = GuestRam>,
+    {
+        let (mut readable, mut writable) = (Self::empty(), Self::empty());
+        let mut complete = false;
+        for (count, descriptor) in chain.enumerate() {
+            if count >= MAX_CHAIN_DESCRIPTORS {
+                return Err(ChainError::TooManyDescriptors);
+            }
+            complete = !descriptor.has_next();
+            if descriptor.is_write_only() {
+                writable.push(mem, descriptor)?;
+            } else if writable.slices.is_empty() {
+                readable.push(mem, descriptor)?;
+            } else {
+                return Err(ChainError::ReadableAfterWritable);
+            }
+        }
+        // As in `collect`.
+        if complete { Ok((readable, writable)) } else { Err(ChainError::Broken) }
+    }
+
+    fn empty() -> Self {
+        Self { slices: Vec::new(), len: 0 }
     }
 
     /// Total length in bytes.
@@ -205,6 +236,24 @@ impl<'a> IoVecs<'a> {
         })
     }
 
+    /// One `preadv` at `offset`, repeated when a signal interrupts it. The caller marks guest pages dirty.
+    pub fn read_at(&mut self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let (count, offset) = (self.raw_count()?, file_offset(offset)?);
+        retry(|| {
+            // SAFETY: as in `read_from`.
+            unsafe { libc::preadv(fd.as_raw_fd(), self.raw.as_ptr(), count, offset) }
+        })
+    }
+
+    /// One `pwritev` at `offset`, repeated when a signal interrupts it.
+    pub fn write_at(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let (count, offset) = (self.raw_count()?, file_offset(offset)?);
+        retry(|| {
+            // SAFETY: as in `read_from`; the kernel only reads the memory.
+            unsafe { libc::pwritev(fd.as_raw_fd(), self.raw.as_ptr(), count, offset) }
+        })
+    }
+
     /// One `writev`, repeated when a signal interrupts it.
     pub fn write_to(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let count = self.raw_count()?;
@@ -235,6 +284,10 @@ impl<'a> IoVecs<'a> {
     fn raw_count(&self) -> io::Result<libc::c_int> {
         libc::c_int::try_from(self.raw.len()).map_err(|_| io::ErrorKind::InvalidInput.into())
     }
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Repeats a system call until no signal interrupts it.

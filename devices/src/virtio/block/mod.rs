@@ -1,0 +1,260 @@
+//! Block device over a raw file (virtio 1.2, section 5.2).
+//!
+//! ```text
+//! queue -> chain -> parse (request.rs) -> execute (backend.rs) -> status -> used ring
+//! ```
+//!
+//! The guest controls every descriptor and every byte of a request. A chain without room for a header and a
+//! status breaks the protocol; any other nonsense gets a status, as a failure of the host does.
+//!
+//! Durability: with VIRTIO_BLK_F_FLUSH a write is on the medium after the next flush that the driver sees
+//! complete, without it when the write itself completes. Both mean `fdatasync`.
+
+mod backend;
+mod config_space;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use self::backend::{Backend, Data};
+use self::config_space::{QUEUE_SIZE, SECTOR_SIZE};
+use self::request::{Disk, HEADER_BYTES, MAX_RANGES_BYTES, RawRequest, SERIAL_BYTES, Status};
+use super::device::{Activation, ProtocolViolation, RestoreError, VirtioDevice};
+use super::guest_buffers::GuestBuffers;
+use super::queue::{ActiveQueue, Chain};
+use crate::GuestRam;
+
+/// One disk.
+#[derive(Clone, Debug)]
+pub struct BlockConfig {
+    /// Raw image file or host block device; its size is a multiple of 512 bytes.
+    pub path: PathBuf,
+    /// Offers VIRTIO_BLK_F_RO and opens the file for reading only.
+    pub read_only: bool,
+    /// Serial number that the guest reads, at most 20 bytes.
+    pub serial: String,
+}
+
+/// A disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The file does not open.
+    #[error("open disk {path}")]
+    OpenDisk {
+        /// Of the file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("disk {path} is neither a regular file nor a block device")]
+    NotADisk {
+        /// Of the file.
+        path: PathBuf,
+    },
+    /// Not a whole number of sectors, or none.
+    #[error("disk {path} has {size} bytes: it must be a multiple of 512 and not empty")]
+    InvalidSize {
+        /// Of the file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Too long a serial number.
+    #[error("serial number {serial:?} has more than 20 bytes")]
+    SerialTooLong {
+        /// The serial number.
+        serial: String,
+    },
+}
+
+/// The device.
+pub struct Block {
+    backend: Backend,
+    disk: Disk,
+    /// Present from `activate` to `reset`.
+    active: Option<Active>,
+}
+
+struct Active {
+    mem: GuestRam,
+    queue: ActiveQueue,
+    /// The driver does not flush, so each change is synced by itself.
+    writethrough: bool,
+}
+
+/// What a snapshot keeps: the file itself is the caller's to keep.
+#[derive(Debug, Deserialize, Serialize)]
+struct BlockState {
+    capacity_sectors: u64,
+    read_only: bool,
+}
+
+impl Block {
+    /// Opens the disk.
+    pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
+        let mut serial = [0; SERIAL_BYTES];
+        let bytes = config.serial.as_bytes();
+        let Some(used) = serial.get_mut(..bytes.len()) else {
+            return Err(BlockError::SerialTooLong { serial: config.serial.clone() });
+        };
+        used.copy_from_slice(bytes);
+        let (file, size) = open_disk(config)?;
+        Ok(Self {
+            backend: Backend { file, serial },
+            disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
+            active: None,
+        })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = (1 << VIRTIO_F_VERSION_1)
+            | (1 << VIRTIO_RING_F_EVENT_IDX)
+            | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+            | (1 << VIRTIO_BLK_F_SIZE_MAX)
+            | (1 << VIRTIO_BLK_F_SEG_MAX)
+            | (1 << VIRTIO_BLK_F_BLK_SIZE)
+            | (1 << VIRTIO_BLK_F_TOPOLOGY);
+        features |= if self.disk.read_only {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            (1 << VIRTIO_BLK_F_FLUSH) | (1 << VIRTIO_BLK_F_DISCARD) | (1 << VIRTIO_BLK_F_WRITE_ZEROES)
+        };
+        features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let space = config_space::bytes(self.disk.capacity_sectors);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        data.fill(0);
+        for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
+            *byte = value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        let Activation { mem, queues, acknowledged_features, interrupt } = activation;
+        let writethrough = acknowledged_features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+        let queue = ActiveQueue::all(queues, &interrupt).pop();
+        self.active = queue.map(|queue| Active { mem, queue, writethrough });
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+
+    fn process_queue(&mut self, _index: u16) -> Result<(), ProtocolViolation> {
+        let Some(Active { mem, queue, writethrough }) = &mut self.active else {
+            return Ok(());
+        };
+        let (backend, disk, durable) = (&self.backend, self.disk, *writethrough);
+        queue.process(mem, |chain| {
+            handle(mem, chain, backend, disk, durable).map_err(|what| ProtocolViolation { queue: 0, what })
+        })
+    }
+
+    fn queue_states(&self) -> Vec<virtio_queue::QueueState> {
+        self.active.iter().map(|active| active.queue.state()).collect()
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let Disk { capacity_sectors, read_only } = self.disk;
+        postcard::to_allocvec(&BlockState { capacity_sectors, read_only })
+            .expect("invariant: plain numbers always serialize")
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let error = |what: String| RestoreError { device: "block", what };
+        let saved: BlockState = postcard::from_bytes(state).map_err(|source| error(source.to_string()))?;
+        let Disk { capacity_sectors, read_only } = self.disk;
+        if saved.capacity_sectors != capacity_sectors || saved.read_only != read_only {
+            return Err(error(format!("{saved:?} does not fit the disk, which is {:?}", self.disk)));
+        }
+        Ok(())
+    }
+}
+
+/// Opens the file and finds its size in bytes.
+fn open_disk(config: &BlockConfig) -> Result<(File, u64), BlockError> {
+    let path = || config.path.clone();
+    let open_error = |source| BlockError::OpenDisk { path: path(), source };
+    // Without O_NONBLOCK a FIFO would block here; files and disks do not mind it.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(!config.read_only)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&config.path)
+        .map_err(open_error)?;
+    let kind = file.metadata().map_err(open_error)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(BlockError::NotADisk { path: path() });
+    }
+    let size = file.seek(SeekFrom::End(0)).map_err(open_error)?;
+    if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+        return Err(BlockError::InvalidSize { path: path(), size });
+    }
+    Ok((file, size))
+}
+
+/// Parses, executes and answers the request in `chain`. Returns the number of bytes written to it; an error
+/// is what the driver did wrong.
+fn handle(
+    mem: &GuestRam,
+    chain: Chain<'_>,
+    backend: &Backend,
+    disk: Disk,
+    durable: bool,
+) -> Result<u32, String> {
+    let (readable, writable) = GuestBuffers::collect_both(mem, chain).map_err(|error| error.to_string())?;
+    let mut header = [0; HEADER_BYTES];
+    if !readable.copy_to(0, &mut header) {
+        return Err(format!("request of {} bytes has no header", readable.len()));
+    }
+    let status_at = writable.len().checked_sub(1).ok_or("request has no room for its status")?;
+    let data_len = readable.len().saturating_sub(HEADER_BYTES);
+
+    let mut ranges = [0; MAX_RANGES_BYTES];
+    let ranges = ranges.get_mut(..data_len.min(MAX_RANGES_BYTES)).unwrap_or_default();
+    readable.copy_to(HEADER_BYTES, ranges);
+
+    let raw = RawRequest { header, readable: data_len, writable: status_at, ranges };
+    let data = Data { readable: &readable, start: HEADER_BYTES, writable: &writable };
+    let (status, written) = match request::parse(&raw, disk) {
+        Ok(request) => match backend.execute(&request, &data, durable) {
+            Ok(written) => (Status::Ok, written),
+            Err(_) => (Status::IoError, 0),
+        },
+        Err(status) => (status, 0),
+    };
+    writable.copy_from(status_at, &[status.to_byte()]);
+    Ok(u32::try_from(written.saturating_add(1)).unwrap_or(u32::MAX))
+}
