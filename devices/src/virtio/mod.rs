@@ -2,10 +2,13 @@
 
 pub mod block;
 pub mod device;
-#[cfg(test)]
-pub(crate) mod fake_queue;
+#[cfg(any(test, feature = "test-utils"))]
+mod fake_queue;
 pub mod guest_buffers;
+pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod transport;
 pub mod vsock;

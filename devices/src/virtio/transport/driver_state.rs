@@ -193,3 +193,82 @@ impl DriverState {
 pub fn acceptable(accepted: u64, offered: u64) -> bool {
     accepted & !offered == 0 && accepted & VERSION_1 != 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFERED: u64 = VERSION_1 | 0xff;
+
+    #[test]
+    fn status_follows_the_table() {
+        const ALL: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+        let table = [
+            // before, written, after, transition
+            (0, ACKNOWLEDGE, ACKNOWLEDGE, Transition::None),
+            (0, DRIVER, 0, Transition::None),
+            (0, DRIVER_OK, 0, Transition::None),
+            (ACKNOWLEDGE, FEATURES_OK, ACKNOWLEDGE, Transition::None),
+            (ACKNOWLEDGE, DRIVER, ACKNOWLEDGE | DRIVER, Transition::None),
+            (ACKNOWLEDGE | DRIVER, DRIVER_OK, ACKNOWLEDGE | DRIVER, Transition::None),
+            (ALL & !DRIVER_OK, DRIVER_OK, ALL, Transition::Activate),
+            (ALL & !DRIVER_OK, DRIVER_OK | FAILED, ALL | FAILED, Transition::None),
+            (0, ALL, ALL, Transition::Activate),
+            (ALL, ALL, ALL, Transition::None),
+            (ALL, ACKNOWLEDGE, ALL, Transition::None),
+            (ALL, NEEDS_RESET | 16 | 32, ALL, Transition::None),
+            (ALL, FAILED, ALL | FAILED, Transition::None),
+            (FAILED, ALL, FAILED, Transition::None),
+            (ALL | NEEDS_RESET, FAILED, ALL | NEEDS_RESET, Transition::None),
+            (ALL | NEEDS_RESET, 0, ALL | NEEDS_RESET, Transition::Reset),
+            (0, 0, 0, Transition::Reset),
+        ];
+        for (before, written, after, transition) in table {
+            let mut state = DriverState::new(&[1]);
+            state.status = before;
+            state.driver_features = VERSION_1;
+            assert_eq!(state.write_status(written, OFFERED), transition, "{before:#x} {written:#x}");
+            assert_eq!(state.status, after, "{before:#x} {written:#x}");
+        }
+    }
+
+    #[test]
+    fn features_are_fixed_once_they_are_agreed_on() {
+        let mut state = DriverState::new(&[1]);
+        state.write_driver_features(1);
+        assert_eq!(state.driver_features, 0, "no driver yet");
+        state.write_status(ACKNOWLEDGE | DRIVER, OFFERED);
+        state.write_driver_features(3);
+        state.driver_features_sel = 1;
+        state.write_driver_features(1);
+        state.driver_features_sel = 2;
+        state.write_driver_features(u32::MAX);
+        assert_eq!(state.driver_features, VERSION_1 | 3);
+        state.write_status(FEATURES_OK, OFFERED);
+        state.driver_features_sel = 0;
+        state.write_driver_features(0xff);
+        assert_eq!(state.driver_features, VERSION_1 | 3);
+    }
+
+    #[test]
+    fn a_queue_is_built_as_it_was_set_up() {
+        let setup = QueueSetup { size: 4, ready: true, desc: 0x1000, driver: 0x2000, device: 0x3000 };
+        let state = setup.build(8, EVENT_IDX).unwrap().state();
+        assert_eq!((state.max_size, state.size, state.ready), (8, 4, true));
+        assert_eq!((state.desc_table, state.avail_ring, state.used_ring), (0x1000, 0x2000, 0x3000));
+        assert!(state.event_idx_enabled);
+        assert!(!setup.build(8, 0).unwrap().event_idx_enabled());
+        assert!(!QueueSetup { ready: false, ..setup }.build(8, 0).unwrap().ready());
+        for broken in [
+            QueueSetup { size: 0, ..setup },
+            QueueSetup { size: 3, ..setup },
+            QueueSetup { size: 16, ..setup },
+            QueueSetup { size: 0x1_0004, ..setup },
+            QueueSetup { desc: 0x1008, ..setup },
+            QueueSetup { driver: 0x2001, ..setup },
+            QueueSetup { device: 0x3002, ..setup },
+        ] {
+            assert!(broken.build(8, 0).is_err(), "{broken:?}");
+        }
+    }
+}

@@ -13,6 +13,8 @@ mod driver_state;
 mod line;
 mod registers;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
