@@ -67,7 +67,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Adds received bytes. Call [`Decoder::next`] until it gives `None` before adding more: then at most
+    /// Adds received bytes. Call [`Decoder::next_message`] until it gives `None` before adding more: then at most
     /// one unfinished frame is held.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.consumed > 0 {
@@ -81,7 +81,7 @@ impl Decoder {
     ///
     /// # Errors
     /// After an error the stream has lost its frame boundaries: close it.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
         let rest = self.buffer.get(self.consumed..).unwrap_or_default();
         let Some((prefix, body)) = rest.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_le_bytes(*prefix) as usize;
@@ -121,7 +121,7 @@ mod tests {
             let mut found = Vec::new();
             for part in bytes.chunks(piece) {
                 decoder.push(part);
-                while let Some(message) = decoder.next::<HostMessage>().unwrap() {
+                while let Some(message) = decoder.next_message::<HostMessage>().unwrap() {
                     found.push(message);
                 }
             }
@@ -133,7 +133,7 @@ mod tests {
     fn another_version_is_named_before_the_frame_is_whole() {
         let mut decoder = Decoder::default();
         decoder.push(&[200, 0, 0, 0, PROTOCOL_VERSION + 1]);
-        let error = decoder.next::<HostMessage>().unwrap_err();
+        let error = decoder.next_message::<HostMessage>().unwrap_err();
         assert!(matches!(error, FrameError::Version { found } if found == PROTOCOL_VERSION + 1));
         assert!(error.to_string().contains("version"), "{error}");
     }
@@ -143,7 +143,10 @@ mod tests {
         for length in [0, MAX_FRAME as u32 + 1, u32::MAX] {
             let mut decoder = Decoder::default();
             decoder.push(&length.to_le_bytes());
-            assert!(matches!(decoder.next::<AgentMessage>(), Err(FrameError::Length { .. })), "{length}");
+            assert!(
+                matches!(decoder.next_message::<AgentMessage>(), Err(FrameError::Length { .. })),
+                "{length}"
+            );
         }
     }
 
@@ -163,7 +166,7 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
             for _ in 0..=bytes.len() {
-                match decoder.next::<AgentMessage>() {
+                match decoder.next_message::<AgentMessage>() {
                     Ok(Some(_)) => {}
                     Ok(None) | Err(_) => return Ok(()),
                 }

@@ -1,0 +1,62 @@
+//! The container's root: the image, read-only, and a layer over it that takes every write.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use agent_protocol::message::RootPlan;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountFlags, mount_move, mount_remount};
+use rustix::process::{chdir, chroot, fchdir};
+
+use super::mounts::{directory, mount_at};
+use crate::failure::{Context, Failure};
+
+const IMAGE: &str = "/run/image";
+const DISK: &str = "/run/disk";
+const ROOT: &str = "/run/root";
+const OPTIONS: &CStr = c"lowerdir=/run/image,upperdir=/run/disk/upper,workdir=/run/disk/work";
+
+/// The way back to the agent's own root.
+pub struct Outside {
+    root: OwnedFd,
+    /// The writable layer is a disk, not memory.
+    on_disk: bool,
+}
+
+/// Mounts the root and makes it the agent's.
+///
+/// A read-only container gets a layer in memory, so that mount points and `/etc/hosts` can be made before
+/// [`make_read_only`].
+pub fn enter(plan: &RootPlan) -> Result<Outside, Failure> {
+    mount_at(&plan.image_device, IMAGE, "erofs", MountFlags::RDONLY, None)?;
+    match &plan.writable_device {
+        Some(device) => mount_at(device, DISK, "ext4", MountFlags::NOATIME, None)?,
+        None => mount_at("layer", DISK, "tmpfs", MountFlags::empty(), Some(c"mode=755"))?,
+    }
+    directory("/run/disk/upper", 0o755)?;
+    directory("/run/disk/work", 0o755)?;
+    mount_at("overlay", ROOT, "overlay", MountFlags::empty(), Some(OPTIONS))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, "/", flags, Mode::empty()).during("open the agent's root")?;
+    chdir(ROOT).during("enter the container's root")?;
+    mount_move(".", "/").during("move the container's root")?;
+    chroot(".").during("chroot")?;
+    chdir("/").during("chdir")?;
+    Ok(Outside { root, on_disk: plan.writable_device.is_some() })
+}
+
+/// From now on nobody writes to the container's root.
+pub fn make_read_only() -> Result<(), Failure> {
+    mount_remount("/", MountFlags::RDONLY, c"").during("make the root read-only")
+}
+
+impl Outside {
+    /// Goes back and leaves the disk clean, so that its next mount replays no journal. What fails here has
+    /// been synced before and is replayed.
+    pub fn close(self) {
+        let back = fchdir(&self.root).and_then(|()| chroot("."));
+        if self.on_disk && back.is_ok() {
+            let _ = mount_remount(DISK, MountFlags::RDONLY, c"");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! One session with the host: frames in, frames out, and the process that it runs.
+//!
+//! Nothing is buffered without bound: while [`OUT_HIGH_WATER`] bytes wait to be sent, the process's output
+//! is left in its pipes, so a slow reader on the host slows the process down and loses nothing; the host
+//! sends stdin only as far as its credit goes.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agent_protocol::frame::{self, Decoder};
+use agent_protocol::message::{AgentMessage, ExitStatus, FailureKind, HostMessage};
+use agent_protocol::{MAX_CHUNK, PROTOCOL_VERSION};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::clock;
+use crate::container::Container;
+use crate::failure::Failure;
+use crate::process::Process;
+
+/// Bytes that may wait for the host before the process's output is left where it is.
+const OUT_HIGH_WATER: usize = 256 << 10;
+
+/// One connection.
+pub struct Session {
+    stream: OwnedFd,
+    decoder: Decoder,
+    /// Encoded frames that the socket did not take yet.
+    out: Vec<u8>,
+    process: Option<Process>,
+    /// The host hung up, or broke the protocol.
+    closed: bool,
+}
+
+/// Something for each descriptor that a session polls.
+#[derive(Clone, Copy, Default)]
+pub struct Interest<T> {
+    stream: T,
+    stdin: T,
+    stdout: T,
+    stderr: T,
+}
+
+impl Session {
+    /// Greets the host on a new connection.
+    pub fn new(stream: OwnedFd, began_ns: u64) -> Self {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut session =
+            Session { stream, decoder: Decoder::default(), out: Vec::new(), process: None, closed: false };
+        session.send(&AgentMessage::Hello {
+            protocol: PROTOCOL_VERSION,
+            kernel_release: release,
+            agent_start_ns: began_ns,
+            now_ns: clock::boottime_ns(),
+        });
+        session.flush();
+        session
+    }
+
+    /// What to poll for.
+    pub fn interest(&self) -> Interest<Option<(BorrowedFd<'_>, PollFlags)>> {
+        let mut stream = PollFlags::IN;
+        stream.set(PollFlags::OUT, !self.out.is_empty());
+        let process = self.process.as_ref();
+        let reading = self.out.len() < OUT_HIGH_WATER;
+        Interest {
+            stream: (!self.closed).then(|| (self.stream.as_fd(), stream)),
+            stdin: process.and_then(|p| p.stdin_to_write()).map(|fd| (fd, PollFlags::OUT)),
+            stdout: process.filter(|_| reading).and_then(|p| p.stdout()).map(|fd| (fd, PollFlags::IN)),
+            stderr: process.filter(|_| reading).and_then(|p| p.stderr()).map(|fd| (fd, PollFlags::IN)),
+        }
+    }
+
+    /// Does what is ready.
+    pub fn serve(&mut self, ready: Interest<PollFlags>, container: &mut Container) {
+        if !ready.stream.is_empty() {
+            self.receive(container);
+        }
+        if let Some(process) = &mut self.process {
+            let credit = if ready.stdin.is_empty() { 0 } else { process.write_stdin() };
+            if credit > 0 {
+                self.send(&AgentMessage::StdinCredit(credit));
+            }
+        }
+        self.forward_output(ready);
+        self.report_end(container);
+        self.flush();
+    }
+
+    /// A child of the agent ended; does nothing unless it is this session's process.
+    pub fn child_ended(&mut self, pid: Pid, status: ExitStatus) {
+        if let Some(process) = self.process.as_mut().filter(|process| process.pid() == pid) {
+            process.ended(status);
+        }
+    }
+
+    /// Everything that was said is on its way.
+    pub fn is_flushed(&self) -> bool {
+        self.closed || self.out.is_empty()
+    }
+
+    /// The connection and its process are gone.
+    pub fn is_over(&self) -> bool {
+        self.closed && self.process.is_none()
+    }
+
+    fn receive(&mut self, container: &mut Container) {
+        let mut buffer = [0u8; 16 << 10];
+        match rustix::io::read(&self.stream, &mut buffer[..]) {
+            Ok(0) => self.close(),
+            Ok(count) => {
+                self.decoder.push(buffer.get(..count).unwrap_or_default());
+                self.execute_all(container);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.close(),
+        }
+    }
+
+    fn execute_all(&mut self, container: &mut Container) {
+        loop {
+            match self.decoder.next_message::<HostMessage>() {
+                Ok(Some(message)) => self.execute(message, container),
+                Ok(None) => return,
+                Err(error) => {
+                    self.fail(Failure::agent(error.to_string()));
+                    self.flush();
+                    return self.close();
+                }
+            }
+        }
+    }
+
+    fn execute(&mut self, message: HostMessage, container: &mut Container) {
+        match message {
+            HostMessage::Start(plan) => {
+                let started = container.enter(&plan).and_then(|()| container.start_main(&plan));
+                self.started(started);
+                if self.process.is_none() {
+                    container.main_ended();
+                }
+            }
+            HostMessage::Exec(plan) => {
+                let started = container.exec(&plan);
+                self.started(started);
+            }
+            HostMessage::PowerOff => container.request_power_off(),
+            HostMessage::Stdin(bytes) => self.stdin(bytes),
+            HostMessage::StdinEof => self.with_process(Process::end_stdin),
+            HostMessage::Signal(signal) => self.with_process(|process| process.signal(signal)),
+            HostMessage::Resize(size) => self.with_process(|process| process.resize(size)),
+        }
+    }
+
+    fn started(&mut self, started: Result<Process, Failure>) {
+        match started {
+            _ if self.process.is_some() => self.fail(Failure::agent("a session runs one process")),
+            Ok(process) => {
+                self.send(&AgentMessage::Started {
+                    pid: process.pid().as_raw_nonzero().get().unsigned_abs(),
+                });
+                self.process = Some(process);
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// A message for a process that is not there any more is late, not wrong.
+    fn with_process(&mut self, act: impl FnOnce(&mut Process)) {
+        if let Some(process) = &mut self.process {
+            act(process);
+        }
+    }
+
+    fn stdin(&mut self, bytes: Vec<u8>) {
+        if let Some(Err(failure)) = self.process.as_mut().map(|process| process.queue_stdin(bytes)) {
+            self.fail(failure);
+            self.flush();
+            self.close();
+        }
+    }
+
+    fn forward_output(&mut self, ready: Interest<PollFlags>) {
+        let Some(process) = &mut self.process else { return };
+        // When the process is gone, what it left in its pipes is read whether or not poll saw it yet.
+        let all = process.status().is_some() && self.out.len() < OUT_HIGH_WATER;
+        let mut buffer = [0u8; MAX_CHUNK];
+        let stdout = (all || !ready.stdout.is_empty()).then(|| process.read_stdout(&mut buffer)).flatten();
+        if let Some(bytes) = stdout {
+            let message = AgentMessage::Stdout(bytes.to_vec());
+            self.send(&message);
+        }
+        let Some(process) = &mut self.process else { return };
+        let stderr = (all || !ready.stderr.is_empty()).then(|| process.read_stderr(&mut buffer)).flatten();
+        if let Some(bytes) = stderr {
+            let message = AgentMessage::Stderr(bytes.to_vec());
+            self.send(&message);
+        }
+    }
+
+    /// Says `Exited` once the process is gone and all its output was read.
+    fn report_end(&mut self, container: &mut Container) {
+        let Some(process) = &self.process else { return };
+        let Some(status) = process.status().filter(|_| process.output_is_drained()) else { return };
+        if container.is_main(process.pid()) {
+            container.main_ended();
+        }
+        self.process = None;
+        self.send(&AgentMessage::Exited(status));
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        let Failure { kind, message } = failure;
+        self.send(&AgentMessage::Failed { kind, message });
+    }
+
+    fn send(&mut self, message: &AgentMessage) {
+        if !self.closed && frame::encode(message, &mut self.out).is_err() {
+            let message = AgentMessage::Failed {
+                kind: FailureKind::Agent,
+                message: "a message too long for a frame".into(),
+            };
+            let _ = frame::encode(&message, &mut self.out);
+        }
+    }
+
+    fn flush(&mut self) {
+        while !self.closed && !self.out.is_empty() {
+            match rustix::io::write(&self.stream, &self.out) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.close(),
+            }
+        }
+    }
+
+    /// The host hung up: the process goes on, but nobody hears it and its stdin ends.
+    fn close(&mut self) {
+        self.closed = true;
+        self.out = Vec::new();
+        if let Some(process) = &mut self.process {
+            process.end_stdin();
+        }
+    }
+}
+
+impl<T: Copy> Interest<Option<T>> {
+    /// What is there, in the order that [`Interest::answer`] expects.
+    pub fn iter(&self) -> impl Iterator<Item = T> {
+        [self.stream, self.stdin, self.stdout, self.stderr].into_iter().flatten()
+    }
+
+    /// Puts one result for each entry of [`Interest::iter`] in its place.
+    pub fn answer(&self, results: &mut impl Iterator<Item = PollFlags>) -> Interest<PollFlags> {
+        let mut take = |asked: Option<T>| asked.and_then(|_| results.next()).unwrap_or(PollFlags::empty());
+        Interest {
+            stream: take(self.stream),
+            stdin: take(self.stdin),
+            stdout: take(self.stdout),
+            stderr: take(self.stderr),
+        }
+    }
+}
