@@ -143,6 +143,11 @@ impl CountingInterrupt {
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
+
+    /// Used-buffer notifications so far.
+    pub fn used_count(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
 }
 
 impl Interrupt for CountingInterrupt {

@@ -114,7 +114,8 @@ impl<'m> GuestBuffers<'m> {
         if complete { Ok((readable, writable)) } else { Err(ChainError::Broken) }
     }
 
-    fn empty() -> Self {
+    /// No buffers.
+    pub fn empty() -> Self {
         Self { slices: Vec::new(), len: 0 }
     }
 
@@ -126,6 +127,11 @@ impl<'m> GuestBuffers<'m> {
     /// Whether there is not one byte.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Number of contiguous pieces, each one `iovec`.
+    pub fn piece_count(&self) -> usize {
+        self.slices.len()
     }
 
     /// Copies from `offset` into `target`; false if the buffers end before `target` is full.

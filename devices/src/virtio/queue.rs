@@ -16,6 +16,12 @@ use crate::GuestRam;
 /// A descriptor chain that the device owns until it completes it.
 pub type Chain<'m> = DescriptorChain<&'m GuestRam>;
 
+/// Bytes before the elements of the available and of the used ring, and bytes of one element.
+const AVAIL_HEADER: u64 = 4;
+const AVAIL_ELEMENT: u64 = 2;
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+
 /// One queue of an active device. The memory is passed in, so that chains can borrow it while the queue is
 /// used further.
 pub struct ActiveQueue {
@@ -24,12 +30,14 @@ pub struct ActiveQueue {
     interrupt: Arc<dyn Interrupt>,
     /// Whether a chain was completed since the driver was last signalled.
     unsignalled: bool,
+    /// The used index at that time.
+    signalled_used: u16,
 }
 
 impl ActiveQueue {
     /// Takes `queue`, number `index` of the device, into use.
     pub fn new(index: u16, queue: Queue, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { index, queue, interrupt, unsignalled: false }
+        Self { index, signalled_used: queue.next_used(), queue, interrupt, unsignalled: false }
     }
 
     /// Takes all queues of an activation into use, in index order.
@@ -89,6 +97,29 @@ impl ActiveQueue {
             .map_err(|source| self.violation(format!("used ring, head {head}: {source}")))?;
         self.unsignalled = true;
         Ok(())
+    }
+
+    /// Returns several chains, as heads with the bytes written, so that the driver sees all of them or none:
+    /// it counts on having every buffer of a merged packet at once (virtio 1.2, section 5.1.6.3.2).
+    pub fn complete_together(
+        &mut self,
+        mem: &GuestRam,
+        chains: &[(u16, u32)],
+    ) -> Result<(), ProtocolViolation> {
+        let Some((&(last_head, last_written), rest)) = chains.split_last() else {
+            return Ok(());
+        };
+        for &(head, written) in rest {
+            let slot = self.queue.next_used().checked_rem(self.size()).unwrap_or(0);
+            let offset = USED_HEADER.saturating_add(USED_ELEMENT.saturating_mul(slot.into()));
+            let at = GuestAddress(self.queue.used_ring().saturating_add(offset));
+            let element = [u32::from(head).to_le(), written.to_le()];
+            mem.write_obj(element, at)
+                .map_err(|source| self.violation(format!("used ring, head {head}: {source}")))?;
+            // Only `complete` below publishes the index.
+            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
+        }
+        self.complete(mem, last_head, last_written)
     }
 
     /// Interrupts the driver if chains were completed since the last call and it wants to hear of them.
@@ -155,10 +186,7 @@ impl ActiveQueue {
     /// Virtio 1.2, section 2.7.7: `used_event` with EVENT_IDX, else a flag of the available ring.
     fn wants_interrupt(&mut self, mem: &GuestRam) -> Result<bool, ProtocolViolation> {
         if self.queue.event_idx_enabled() {
-            return self
-                .queue
-                .needs_notification(mem)
-                .map_err(|source| self.violation(format!("available ring event: {source}")));
+            return self.passed_event(mem);
         }
         // The used index must be visible before the flag is looked at.
         std::sync::atomic::fence(Ordering::SeqCst);
@@ -167,4 +195,24 @@ impl ActiveQueue {
             .map_err(|source| self.violation(format!("available ring flags: {source}")))?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
+
+    /// Whether the used index went past the driver's `used_event` since it was last looked at.
+    ///
+    /// `Queue::needs_notification` does not know of chains that were completed together.
+    fn passed_event(&mut self, mem: &GuestRam) -> Result<bool, ProtocolViolation> {
+        // The used index must be visible before the event is looked at.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let offset = u64::from(self.size()).saturating_mul(AVAIL_ELEMENT).saturating_add(AVAIL_HEADER);
+        let at = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+        let event: u16 = mem
+            .load(at, Ordering::Relaxed)
+            .map_err(|source| self.violation(format!("available ring event: {source}")))?;
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.signalled_used, new);
+        let distance = new.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+        Ok(distance < new.wrapping_sub(old))
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,8 +67,6 @@ pub struct Vsock {
     hub: Hub,
     reset_event: TransportReset,
     active: Option<Active>,
-    /// Became active since the event loop last asked.
-    activated: bool,
 }
 
 struct Active {
@@ -94,7 +92,7 @@ impl Vsock {
         }
         let hub = Hub::bind(guest_cid.into(), uds_path)
             .map_err(|source| VsockError::Listen { path: uds_path.to_owned(), source })?;
-        Ok(Self { guest_cid, hub, reset_event: TransportReset::default(), active: None, activated: false })
+        Ok(Self { guest_cid, hub, reset_event: TransportReset::default(), active: None })
     }
 }
 
@@ -131,7 +129,6 @@ impl VirtioDevice for Vsock {
         };
         // Clients that waited for the driver are served by the event loop's next call.
         activation.interrupt.reschedule(RX);
-        self.activated = true;
         self.active = Some(Active { mem: activation.mem, rx, tx, event, interrupt: activation.interrupt });
     }
 
@@ -155,10 +152,6 @@ impl VirtioDevice for Vsock {
 
     fn host_events(&self) -> Vec<HostEvent> {
         vec![HostEvent { fd: self.hub.raw_fd(), events: EventSet::IN, token: 0 }]
-    }
-
-    fn host_events_changed(&mut self) -> bool {
-        std::mem::take(&mut self.activated)
     }
 
     fn process_host_event(&mut self, _: u32, _: EventSet) -> Result<(), ProtocolViolation> {

@@ -1,0 +1,237 @@
+//! Network device (virtio 1.2, section 5.1) with a TAP interface behind it.
+//!
+//! The guest controls its frames, the offload header in front of each and where its buffers are. Frames go
+//! between guest memory and the TAP without a copy; the kernel checks the offload header. Without buffers of
+//! the guest the TAP is not polled, so frames queue, and are dropped, in the kernel.
+
+pub mod counters;
+mod features;
+mod header;
+mod rx;
+mod rx_chains;
+pub mod tap;
+mod tx;
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
+use virtio_queue::QueueState;
+use vmm_sys_util::epoll::EventSet;
+
+use self::counters::Counters;
+use self::rx::{Receiver, RxStop};
+use self::tap::{FrameIo, Tap};
+use self::tx::{TxStop, transmit};
+use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
+use super::queue::ActiveQueue;
+use crate::GuestRam;
+
+/// Queue on which the guest receives frames.
+const RX: u16 = 0;
+/// Queue on which the guest sends frames.
+const TX: u16 = 1;
+
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+
+/// What the guest reads in configuration space.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NetIdentity {
+    /// MAC address of the guest's side.
+    pub mac: [u8; 6],
+    /// Largest packet without Ethernet header; `None` leaves it to the driver.
+    pub mtu: Option<u16>,
+}
+
+/// A network device.
+pub struct Net<T: FrameIo = Tap> {
+    tap: T,
+    identity: NetIdentity,
+    counters: Arc<Counters>,
+    active: Option<Active>,
+    /// What the event loop was last told to poll for.
+    polled: EventSet,
+    polled_changed: bool,
+}
+
+struct Active {
+    mem: GuestRam,
+    rx: ActiveQueue,
+    tx: ActiveQueue,
+    interrupt: Arc<dyn Interrupt>,
+    receiver: Receiver,
+    rx_stop: RxStop,
+    tx_stop: TxStop,
+}
+
+impl<T: FrameIo> Net<T> {
+    /// A device with `tap` behind it.
+    pub fn new(tap: T, identity: NetIdentity) -> Self {
+        Self {
+            tap,
+            identity,
+            counters: Arc::default(),
+            active: None,
+            polled: EventSet::empty(),
+            polled_changed: false,
+        }
+    }
+
+    /// The counters, which stay readable while the device is in use.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    fn receive(&mut self) -> Result<(), ProtocolViolation> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        active.rx_stop = active.receiver.receive(&mut active.rx, &active.mem, &self.tap, &self.counters)?;
+        if active.rx_stop == RxStop::Budget {
+            active.interrupt.reschedule(RX);
+        }
+        self.update_polled();
+        Ok(())
+    }
+
+    fn transmit(&mut self) -> Result<(), ProtocolViolation> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        active.tx_stop = transmit(&mut active.tx, &active.mem, &self.tap, &self.counters)?;
+        if active.tx_stop == TxStop::Budget {
+            active.interrupt.reschedule(TX);
+        }
+        self.update_polled();
+        Ok(())
+    }
+
+    fn update_polled(&mut self) {
+        let mut wanted = EventSet::empty();
+        if let Some(active) = &self.active {
+            if active.rx_stop == RxStop::NoFrame {
+                wanted |= EventSet::IN;
+            }
+            if active.tx_stop == TxStop::TapFull {
+                wanted |= EventSet::OUT;
+            }
+        }
+        if wanted != self.polled {
+            self.polled = wanted;
+            self.polled_changed = true;
+        }
+    }
+
+    fn config_space(&self) -> [u8; 12] {
+        let [m0, m1, m2, m3, m4, m5] = self.identity.mac;
+        let [s0, s1] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+        let [q0, q1] = 1u16.to_le_bytes();
+        let [t0, t1] = self.identity.mtu.unwrap_or(0).to_le_bytes();
+        [m0, m1, m2, m3, m4, m5, s0, s1, q0, q1, t0, t1]
+    }
+}
+
+impl<T: FrameIo> VirtioDevice for Net<T> {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        features::offered(self.identity.mtu.is_some())
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config_space();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = config.iter().skip(start).chain(std::iter::repeat(&0));
+        for (target, source) in data.iter_mut().zip(bytes) {
+            *target = *source;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        let features = activation.acknowledged_features;
+        let mut queues = ActiveQueue::all(activation.queues, &activation.interrupt).into_iter();
+        let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
+            return;
+        };
+        // Without offloads a guest that expects them still gets frames it understands.
+        if self.tap.set_offloads(features::tap_offloads(features)).is_err() {
+            let _ = self.tap.set_offloads(0);
+        }
+        self.active = Some(Active {
+            mem: activation.mem,
+            rx,
+            tx,
+            interrupt: activation.interrupt,
+            receiver: Receiver::new(features),
+            // The first event finds out how it really is.
+            rx_stop: RxStop::NoFrame,
+            tx_stop: TxStop::NoFrame,
+        });
+        self.update_polled();
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.update_polled();
+    }
+
+    fn process_queue(&mut self, index: u16) -> Result<(), ProtocolViolation> {
+        match index {
+            RX => self.receive(),
+            TX => self.transmit(),
+            _ => Ok(()),
+        }
+    }
+
+    fn host_events(&self) -> Vec<HostEvent> {
+        if self.polled.is_empty() {
+            return Vec::new();
+        }
+        vec![HostEvent { fd: self.tap.fd().as_raw_fd(), events: self.polled, token: 0 }]
+    }
+
+    fn host_events_changed(&mut self) -> bool {
+        std::mem::take(&mut self.polled_changed)
+    }
+
+    fn process_host_event(&mut self, _: u32, events: EventSet) -> Result<(), ProtocolViolation> {
+        let failed = EventSet::ERROR | EventSet::HANG_UP;
+        if events.intersects(EventSet::IN | failed) {
+            self.receive()?;
+        }
+        if events.intersects(EventSet::OUT | failed) {
+            self.transmit()?;
+        }
+        Ok(())
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.active.as_ref().map_or_else(Vec::new, |active| vec![active.rx.state(), active.tx.state()])
+    }
+
+    fn save(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.identity).expect("invariant: plain numbers always encode")
+    }
+
+    /// The guest goes on with the identity that it has read, whatever this device was made with.
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.identity = postcard::from_bytes(state)
+            .map_err(|error| RestoreError { device: "net", what: error.to_string() })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

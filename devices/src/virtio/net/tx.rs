@@ -1,0 +1,75 @@
+//! Frames from the guest to the TAP: one `writev` each, straight from guest memory.
+
+use std::io::ErrorKind;
+
+use super::counters::Counters;
+use super::header::{HEADER_SIZE, MAX_FRAME};
+use super::tap::FrameIo;
+use crate::GuestRam;
+use crate::virtio::device::ProtocolViolation;
+use crate::virtio::guest_buffers::{Direction, GuestBuffers, IoVecs};
+use crate::virtio::queue::{ActiveQueue, Chain};
+
+/// Why transmitting stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TxStop {
+    /// The guest has no frame.
+    NoFrame,
+    /// The TAP takes no frame now: poll it for writing.
+    TapFull,
+    /// As many frames as the queue has descriptors were sent: go on later.
+    Budget,
+}
+
+/// Sends what the guest has, and interrupts the driver.
+pub fn transmit(
+    queue: &mut ActiveQueue,
+    mem: &GuestRam,
+    tap: &dyn FrameIo,
+    counters: &Counters,
+) -> Result<TxStop, ProtocolViolation> {
+    queue.disable_notifications(mem)?;
+    let mut stop = TxStop::Budget;
+    for _ in 0..queue.size() {
+        let Some(chain) = queue.pop(mem)? else {
+            if queue.enable_notifications(mem)? {
+                queue.disable_notifications(mem)?;
+                continue;
+            }
+            stop = TxStop::NoFrame;
+            break;
+        };
+        let head = chain.head_index();
+        if !send(queue, mem, chain, tap, counters)? {
+            queue.undo_pop(1);
+            stop = TxStop::TapFull;
+            break;
+        }
+        queue.complete(mem, head, 0)?;
+    }
+    queue.signal(mem)?;
+    Ok(stop)
+}
+
+/// Sends one frame; false if the TAP takes none now. A frame that the host refuses is lost, as on a wire.
+fn send(
+    queue: &ActiveQueue,
+    mem: &GuestRam,
+    chain: Chain<'_>,
+    tap: &dyn FrameIo,
+    counters: &Counters,
+) -> Result<bool, ProtocolViolation> {
+    let frame = GuestBuffers::collect(mem, chain, Direction::Readable)
+        .map_err(|error| queue.violation(error.to_string()))?;
+    if !(HEADER_SIZE..=HEADER_SIZE + MAX_FRAME).contains(&frame.len()) {
+        return Err(queue.violation(format!("frame of {} bytes with its header", frame.len())));
+    }
+    let mut vecs = IoVecs::new();
+    vecs.push_guest(&frame, 0, frame.len());
+    match vecs.write_to(tap.fd()) {
+        Ok(_) => Counters::count(&counters.tx_frames),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+        Err(_) => Counters::count(&counters.tx_dropped),
+    }
+    Ok(true)
+}
