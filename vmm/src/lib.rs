@@ -2,4 +2,17 @@
 //!
 //! The only crate that opens `/dev/kvm`.
 
+mod clock;
+mod cmdline;
 pub mod config;
+pub mod emulation;
+mod exit;
+mod irq;
+mod kvm;
+pub mod memory;
+pub mod process;
+mod report;
+pub mod stop;
+mod vcpu;
+pub mod vm;
+mod worker;

@@ -1,0 +1,63 @@
+//! The kernel command line that the VMM makes: console, power, devices, and what this host's KVM needs.
+
+use arch::cmdline::Cmdline;
+
+/// Reset through the i8042, at once after a panic. The rest of the machine is found by MP table and CPUID.
+const MACHINE: &str = "reboot=k panic=-1";
+/// The serial port as console; not on the fast path, each byte is an exit.
+const CONSOLE: &str = "console=ttyS0";
+/// What a kernel must leave alone where KVM emulates ring 0, see `docs/kernel.md`. The kernel reads the
+/// host's own CPUID there, so features are turned off here.
+const EMULATED_RING0: &str = "nosmap nopcid noinvpcid clearcpuid=popcnt,smap,invpcid,rdtscp tsc=reliable \
+                              no_timer_check";
+
+/// What the command line depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// There is a serial port.
+    pub console: bool,
+    /// This host's KVM emulates guest ring 0.
+    pub emulated_ring0: bool,
+    /// Virtio devices, in slots 0 and up.
+    pub virtio_devices: usize,
+}
+
+/// Builds the command line; `own` is the configuration's part and comes last, so that it prevails.
+pub fn build(machine: Machine, own: &str) -> Cmdline {
+    let mut line = Cmdline::default();
+    if machine.console {
+        line.push(CONSOLE);
+    }
+    line.push(MACHINE);
+    if machine.emulated_ring0 {
+        line.push(EMULATED_RING0);
+    }
+    for slot in 0..machine.virtio_devices {
+        line.push_virtio_mmio(slot);
+    }
+    line.push(own);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configurations_words_come_last() {
+        let machine = Machine { console: true, emulated_ring0: false, virtio_devices: 1 };
+        assert_eq!(
+            build(machine, "root=/dev/vda").as_str(),
+            "console=ttyS0 reboot=k panic=-1 virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda"
+        );
+    }
+
+    #[test]
+    fn only_emulating_hosts_get_their_quirks() {
+        let line = |emulated_ring0| {
+            build(Machine { console: false, emulated_ring0, virtio_devices: 0 }, "").as_str().to_owned()
+        };
+        assert_eq!(line(false), MACHINE);
+        assert!(line(true).contains("clearcpuid=popcnt"));
+    }
+}

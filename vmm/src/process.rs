@@ -1,0 +1,137 @@
+//! The VMM process: reads a configuration from one descriptor, runs the VM, reports on another.
+//!
+//! ```text
+//! engine ── config (JSON) ──► lighter vmm --config-fd N --event-fd M ── events (JSON lines) ──► engine
+//! ```
+//!
+//! Called before anything else of the program runs: fast, single-threaded, with little memory.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::clock;
+use crate::config::{VmConfig, VmEvent};
+use crate::stop::StopSignals;
+use crate::vm::{Happening, Vm};
+
+/// The VM ran and ended, whatever the guest did.
+pub const EXIT_OK: i32 = 0;
+/// The VM could not be built or run; a [`VmEvent::Failed`] says why.
+pub const EXIT_FAILED: i32 = 125;
+
+/// Longest configuration that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Size that the descriptor table gets at once. Growing it later, with threads, stalls for milliseconds.
+const FD_TABLE_SIZE: RawFd = 256;
+
+/// Runs one VM to its end and gives the process's exit code. Takes both descriptors.
+///
+/// Called first thing in `main`, with no other thread in the process. The last event on `event_fd` is
+/// [`VmEvent::Exited`] or [`VmEvent::Failed`]; the caller leaves the process right afterwards. SIGTERM and
+/// SIGINT end the VM.
+pub fn run(config_fd: RawFd, event_fd: RawFd) -> i32 {
+    let process_start_ns = clock::monotonic_ns();
+    // SAFETY: the caller gives both descriptors away.
+    let (config, events) = unsafe { (OwnedFd::from_raw_fd(config_fd), OwnedFd::from_raw_fd(event_fd)) };
+    let mut events = Events(File::from(events));
+    match run_vm(File::from(config), &mut events, process_start_ns) {
+        Ok(()) => EXIT_OK,
+        Err(error) => {
+            events.send(&VmEvent::Failed { message: with_causes(error.as_ref()) });
+            EXIT_FAILED
+        }
+    }
+}
+
+fn run_vm(config: File, events: &mut Events, process_start_ns: u64) -> Result<(), Box<dyn Error>> {
+    prepare_process();
+    let signals = StopSignals::open()?;
+    let config = read_config(config)?;
+    let mut vm = Vm::build(&config)?;
+    vm.stop_on(signals);
+    let built_ns = clock::monotonic_ns();
+    vm.start()?;
+    let emulated_ring0 = vm.emulated_ring0();
+    let exit = vm.run(|happening| {
+        events.send(&match happening {
+            Happening::FirstRun { at_ns: first_run_ns } => {
+                VmEvent::Started { process_start_ns, built_ns, first_run_ns, emulated_ring0 }
+            }
+            Happening::DriverReady { device } => VmEvent::DriverReady { device },
+        });
+    })?;
+    // Told before the VM is taken down, which takes a while: nobody needs to wait for that.
+    events.send(&VmEvent::Exited(exit));
+    Ok(())
+}
+
+fn read_config(config: File) -> Result<VmConfig, Box<dyn Error>> {
+    let mut text = Vec::with_capacity(4096);
+    let len = config.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
+    if len as u64 > MAX_CONFIG_BYTES {
+        return Err(format!("the configuration is longer than {MAX_CONFIG_BYTES} bytes").into());
+    }
+    Ok(serde_json::from_slice(&text).map_err(|error| format!("the configuration is invalid: {error}"))?)
+}
+
+/// What must happen while there is one thread. Neither is worth failing for.
+fn prepare_process() {
+    // SAFETY: duplicating a descriptor to the lowest free number from FD_TABLE_SIZE - 1 on and closing it
+    // again touches no descriptor that is in use.
+    unsafe {
+        let fd = libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, FD_TABLE_SIZE - 1);
+        if fd >= 0 {
+            libc::close(fd);
+        }
+    }
+    // SAFETY: sets a number in the allocator; no other thread uses it meanwhile. An arena for each vCPU
+    // thread would cost memory in every VM.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// The event descriptor. A reader that is gone does not matter to the VM.
+struct Events(File);
+
+impl Events {
+    fn send(&mut self, event: &VmEvent) {
+        let mut line = serde_json::to_vec(event).expect("invariant: events are plain data");
+        line.push(b'\n');
+        let _ = self.0.write_all(&line);
+    }
+}
+
+/// The error and its causes on one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // A transparent error has the text of its source.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryError;
+    use crate::vm::BuildError;
+
+    #[test]
+    fn causes_are_joined_once() {
+        let source = vmm_sys_util::errno::Error::new(libc::EINVAL);
+        let error = BuildError::Memory(MemoryError::Slot { gpa: 0, size: 4096, source });
+        let text = with_causes(&error);
+        assert_eq!(text, "KVM refused the memory slot at 0x0 of 4096 bytes: Invalid argument (os error 22)");
+    }
+}

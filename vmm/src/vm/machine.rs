@@ -1,0 +1,261 @@
+//! The devices of a VM, built from its configuration and put on the buses.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arch::layout;
+use devices::GuestRam;
+use devices::bus::{Bus, BusDevice, BusError};
+use devices::i8042::{I8042, I8042_PORT};
+use devices::ioapic::{IOAPIC_SIZE, Ioapic};
+use devices::power::{POWER_PORT, PowerPort, PowerSink};
+use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError, SerialState};
+use devices::virtio::block::{Block, BlockConfig, BlockError};
+use devices::virtio::device::{ProtocolViolation, VirtioDevice};
+use devices::virtio::net::tap::{Tap, TapError};
+use devices::virtio::net::{Net, NetIdentity};
+use devices::virtio::rng::Rng;
+use devices::virtio::transport::{MMIO_SIZE, MmioTransport, TransportObserver};
+use devices::virtio::vsock::{Vsock, VsockError};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::config::{DiskConfig, VmConfig, VmExit};
+use crate::exit::Buses;
+use crate::irq::Router;
+use crate::report::{Report, Reporter};
+
+/// Slots that disks leave for the other devices.
+const OTHER_DEVICES: usize = 3;
+/// Most disks of one VM.
+const MAX_DISKS: usize = layout::VIRTIO_MMIO_SLOTS - OTHER_DEVICES;
+
+/// Why a device could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// More disks than the machine has slots.
+    #[error("{count} disks: at most {MAX_DISKS} are possible")]
+    TooManyDisks {
+        /// Number asked for.
+        count: usize,
+    },
+    /// A disk could not be opened.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The TAP descriptor is not one.
+    #[error("the TAP descriptor {fd} cannot be used")]
+    TapDescriptor {
+        /// Its number.
+        fd: RawFd,
+        /// Why.
+        source: io::Error,
+    },
+    /// The TAP interface could not be set up.
+    #[error("cannot use the TAP interface")]
+    Tap(#[from] TapError),
+    /// The console log could not be opened.
+    #[error("cannot open the console log {}", path.display())]
+    OpenConsole {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The serial port could not be built.
+    #[error("cannot build the serial port")]
+    Serial(#[from] SerialError),
+    /// The vsock device could not be built.
+    #[error("cannot build the vsock device")]
+    Vsock(#[from] VsockError),
+    /// An eventfd could not be made.
+    #[error("cannot make an eventfd for {device}")]
+    EventFd {
+        /// The device's name.
+        device: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two devices claim one address: a bug of the layout.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// The serial port with its log.
+pub type Console = Serial<ConsoleLog<Box<dyn io::Write + Send>>>;
+
+/// One virtio device, its transport, and the event that says its host descriptors changed.
+pub struct Slot {
+    /// The device behind its registers.
+    pub transport: Arc<MmioTransport>,
+    /// For the event loop.
+    pub changed: EventFd,
+}
+
+/// All devices of a VM.
+pub struct Machine {
+    /// What vCPUs reach.
+    pub buses: Arc<Buses>,
+    /// The serial port, if the configuration has a console log.
+    pub console: Option<Arc<Console>>,
+    /// Virtio devices by slot.
+    pub slots: Vec<Slot>,
+}
+
+impl Machine {
+    /// Builds every device of `config`, the console in the state `saved` if there is one. No KVM call is
+    /// made, so this may come between the memory slots and the vCPUs.
+    pub fn build(
+        config: &VmConfig,
+        vm: &Arc<VmFd>,
+        memory: &GuestRam,
+        reporter: &Reporter,
+        saved: Option<&SerialState>,
+    ) -> Result<Self, DeviceError> {
+        let router = Arc::new(Router::new(vm.clone()));
+        let ioapic = Arc::new(Ioapic::new(router.clone()));
+        let mut buses = Buses { pio: Bus::new(), mmio: Bus::new(), ioapic: ioapic.clone() };
+        buses.mmio.insert(layout::IOAPIC_BASE, IOAPIC_SIZE, ioapic)?;
+
+        let power = Arc::new(Power(reporter.clone()));
+        buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?;
+        buses.pio.insert(POWER_PORT, 1, Arc::new(PowerPort::new(power)))?;
+
+        let console = config.console_log.as_ref().map(|path| open_console(path, saved)).transpose()?;
+        if let Some(console) = &console {
+            buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
+        }
+
+        let devices = virtio_devices(config)?;
+        let mut slots = Vec::with_capacity(devices.len());
+        for (index, (name, device)) in devices.into_iter().enumerate() {
+            let slot = Slot::new(name, device, memory, reporter)?;
+            let registers: Arc<dyn BusDevice> = slot.transport.clone();
+            buses.mmio.insert(layout::virtio_mmio_address(index), MMIO_SIZE, registers)?;
+            slots.push(slot);
+        }
+        router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
+        Ok(Machine { buses: Arc::new(buses), console, slots })
+    }
+
+    /// IOAPIC pins that devices are wired to.
+    pub fn gsis(&self) -> Vec<u32> {
+        let serial = self.console.iter().map(|_| layout::SERIAL_GSI);
+        serial.chain((0..self.slots.len()).map(layout::virtio_mmio_gsi)).collect()
+    }
+}
+
+impl Slot {
+    fn new(
+        name: String,
+        device: Box<dyn VirtioDevice>,
+        memory: &GuestRam,
+        reporter: &Reporter,
+    ) -> Result<Self, DeviceError> {
+        let error = |source| DeviceError::EventFd { device: name.clone(), source };
+        let changed = EventFd::new(EFD_NONBLOCK).map_err(error)?;
+        let observer = Observer {
+            reporter: reporter.clone(),
+            changed: changed.try_clone().map_err(error)?,
+            ready: AtomicBool::new(false),
+        };
+        let transport =
+            MmioTransport::new(name.clone(), device, memory.clone(), Arc::new(observer)).map_err(error)?;
+        Ok(Slot { transport: Arc::new(transport), changed })
+    }
+}
+
+/// A device and its name in the guest.
+type Named = (String, Box<dyn VirtioDevice>);
+
+/// The virtio devices of `config` in slot order.
+fn virtio_devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
+    let mut devices: Vec<Named> = Vec::with_capacity(config.disks.len() + 3);
+    if config.disks.len() > MAX_DISKS {
+        return Err(DeviceError::TooManyDisks { count: config.disks.len() });
+    }
+    for (disk, letter) in config.disks.iter().zip('a'..='z') {
+        devices.push((format!("vd{letter}"), Box::new(Block::open(&block_config(disk))?)));
+    }
+    if let Some(net) = &config.net {
+        let tap = Tap::from_fd(duplicate(net.tap_fd)?)?;
+        devices.push(("eth0".into(), Box::new(Net::new(tap, NetIdentity { mac: net.mac, mtu: None }))));
+    }
+    if let Some(vsock) = &config.vsock {
+        devices.push(("vsock".into(), Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?)));
+    }
+    devices.push(("rng".into(), Box::new(Rng::new())));
+    Ok(devices)
+}
+
+fn block_config(disk: &DiskConfig) -> BlockConfig {
+    BlockConfig { path: disk.path.clone(), read_only: disk.read_only, serial: disk.serial.clone() }
+}
+
+/// A descriptor of our own for the TAP interface that the configuration names by number.
+fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor or fails; it changes nothing of the old one.
+    let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if new < 0 {
+        return Err(DeviceError::TapDescriptor { fd, source: io::Error::last_os_error() });
+    }
+    // SAFETY: the call just made this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| DeviceError::OpenConsole { path: path.clone(), source })?;
+    let out: Box<dyn io::Write + Send> = Box::new(file);
+    let log = ConsoleLog::new(out);
+    Ok(Arc::new(match saved {
+        Some(state) => Serial::restore(state, log)?,
+        None => Serial::open(log)?,
+    }))
+}
+
+/// Carries the guest's wish to end to the owner of the VM.
+struct Power(Reporter);
+
+impl PowerSink for Power {
+    fn power_off(&self) {
+        self.0.exit(VmExit::PowerOff);
+    }
+
+    fn reset(&self) {
+        self.0.exit(VmExit::Reset);
+    }
+}
+
+/// Carries what happens on one transport to the owner of the VM.
+struct Observer {
+    reporter: Reporter,
+    changed: EventFd,
+    /// Reported already: a guest that resets its device for ever makes one report.
+    ready: AtomicBool,
+}
+
+impl TransportObserver for Observer {
+    fn driver_ready(&self, device: &str) {
+        if !self.ready.swap(true, Ordering::Relaxed) {
+            self.reporter.send(Report::DriverReady { device: device.to_owned() });
+        }
+    }
+
+    fn host_events_changed(&self, _: &str) {
+        // Fails only when it is signalled already.
+        let _ = self.changed.write(1);
+    }
+
+    fn protocol_violation(&self, device: &str, violation: &ProtocolViolation, count: u64) {
+        eprintln!("lighter vmm: {device}: {violation} (violation {count} of this device)");
+    }
+}

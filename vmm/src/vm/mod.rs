@@ -1,0 +1,247 @@
+//! One virtual machine: the only owner of its vCPU threads, devices and event loop.
+//!
+//! ```text
+//!  build ──► Ready ──start──► Running ──pause──► Paused ──save_state──► Paused
+//!  restore ──►                   ▲─────resume──────┘
+//!                                └──run──► ended: VmExit
+//! ```
+//!
+//! Pausing stops the vCPUs first, then the devices, which are driven by this thread and so stand still as
+//! soon as it does not run the loop. Resuming goes the other way.
+
+mod build;
+mod machine;
+mod state;
+
+use std::time::{Duration, Instant};
+
+use devices::GuestRam;
+use devices::serial::SerialState;
+
+pub use self::build::BuildError;
+pub use self::machine::DeviceError;
+pub use self::state::{RestoreVmError, SaveError, VmState};
+use crate::config::{VmConfig, VmExit};
+use crate::memory;
+use crate::report::{self, Report, Reporter, Reports};
+use crate::stop::StopSignals;
+use crate::vcpu::{Vcpu, VcpuHandle, VcpuThreadError};
+use crate::vm::machine::Machine;
+use crate::worker::{Worker, WorkerError};
+
+/// A request that the VM's state does not allow.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {request} a VM that is {state}")]
+pub struct WrongState {
+    /// What was asked for.
+    pub request: &'static str,
+    /// The state it is in.
+    pub state: &'static str,
+}
+
+/// Why a running VM could not go on being run, paused or resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The request does not fit the state.
+    #[error(transparent)]
+    State(#[from] WrongState),
+    /// A vCPU thread failed.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuThreadError),
+    /// The event loop failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// vCPUs with or without threads.
+enum Vcpus {
+    /// No thread yet.
+    Ready(Vec<Vcpu>),
+    /// In the guest.
+    Running(Vec<VcpuHandle>),
+    /// Out of the guest.
+    Paused(Vec<VcpuHandle>),
+}
+
+impl Vcpus {
+    fn state(&self) -> &'static str {
+        match self {
+            Vcpus::Ready(_) => "not started",
+            Vcpus::Running(_) => "running",
+            Vcpus::Paused(_) => "paused",
+        }
+    }
+
+    fn refuse(&self, request: &'static str) -> WrongState {
+        WrongState { request, state: self.state() }
+    }
+}
+
+/// A virtual machine.
+pub struct Vm {
+    // Dropped in this order: threads end before the devices, the memory and the VM that they use.
+    vcpus: Vcpus,
+    worker: Worker,
+    machine: Machine,
+    reporter: Reporter,
+    reports: Reports,
+    vm: std::sync::Arc<kvm_ioctls::VmFd>,
+    memory: GuestRam,
+    emulated_ring0: bool,
+    ended: Option<VmExit>,
+}
+
+impl Vm {
+    /// Builds the VM of `config` with its kernel loaded. No thread is started.
+    pub fn build(config: &VmConfig) -> Result<Self, BuildError> {
+        let memory = memory::allocate(config.mem_size_mib)?;
+        Self::assemble(config, memory, None, |parts| build::load(config, parts))
+    }
+
+    /// Builds the VM of `config` around `memory`, which holds what it held when `state` was saved.
+    pub fn restore(config: &VmConfig, state: &VmState, memory: GuestRam) -> Result<Self, RestoreVmError> {
+        let vm = Self::assemble(config, memory, state.console(), |_| Ok(()))?;
+        vm.load_state(state)?;
+        Ok(vm)
+    }
+
+    fn assemble(
+        config: &VmConfig,
+        memory: GuestRam,
+        console: Option<&SerialState>,
+        load: impl FnOnce(&build::Parts) -> Result<(), BuildError>,
+    ) -> Result<Self, BuildError> {
+        let (reporter, reports) = report::channel().map_err(BuildError::EventFd)?;
+        let parts = build::parts(config, memory, &reporter, console)?;
+        load(&parts)?;
+        let worker = build::worker(&parts.machine, reports.wake())?;
+        Ok(Vm {
+            vcpus: Vcpus::Ready(parts.vcpus),
+            worker,
+            machine: parts.machine,
+            reporter,
+            reports,
+            vm: parts.vm,
+            memory: parts.memory,
+            emulated_ring0: parts.emulated_ring0,
+            ended: None,
+        })
+    }
+
+    /// Enters the guest, for the first time or for the first time after a restore.
+    pub fn start(&mut self) -> Result<(), VmError> {
+        let Vcpus::Ready(vcpus) = &mut self.vcpus else {
+            return Err(self.vcpus.refuse("start").into());
+        };
+        let vcpus = std::mem::take(vcpus);
+        let handles = vcpus
+            .into_iter()
+            .map(|vcpu| VcpuHandle::start(vcpu, self.reporter.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.vcpus = Vcpus::Running(handles);
+        Ok(())
+    }
+
+    /// Takes every vCPU out of the guest. Afterwards nothing changes the guest's memory.
+    pub fn pause(&mut self) -> Result<(), VmError> {
+        let Vcpus::Running(handles) = &mut self.vcpus else {
+            return Err(self.vcpus.refuse("pause").into());
+        };
+        // All are told before the first is waited for.
+        let leaving = handles.iter().map(VcpuHandle::pause).collect::<Result<Vec<_>, _>>()?;
+        for left in leaving {
+            // A thread that ended is out of the guest as well.
+            let _ = left.recv();
+        }
+        self.vcpus = Vcpus::Paused(std::mem::take(handles));
+        Ok(())
+    }
+
+    /// Lets a paused VM go on.
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        let Vcpus::Paused(handles) = &mut self.vcpus else {
+            return Err(self.vcpus.refuse("resume").into());
+        };
+        for handle in handles.iter() {
+            handle.resume()?;
+        }
+        self.vcpus = Vcpus::Running(std::mem::take(handles));
+        Ok(())
+    }
+
+    /// Drives the devices until the guest ends; tells `observe` what happens meanwhile.
+    pub fn run(&mut self, mut observe: impl FnMut(Happening)) -> Result<VmExit, VmError> {
+        loop {
+            if let Some(exit) = self.turn(None, &mut observe)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Drives the devices for `duration`, or until the guest ends.
+    pub fn run_for(
+        &mut self,
+        duration: Duration,
+        mut observe: impl FnMut(Happening),
+    ) -> Result<Option<VmExit>, VmError> {
+        let end = Instant::now() + duration;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let exit = self.turn(Some(left), &mut observe)?;
+            if exit.is_some() || left.is_zero() {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// One turn of the event loop.
+    fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        observe: &mut impl FnMut(Happening),
+    ) -> Result<Option<VmExit>, VmError> {
+        if self.ended.is_none() {
+            // Rounded up, so that a rest below a millisecond does not spin.
+            let timeout_ms = timeout.map_or(-1, |left| left.as_micros().div_ceil(1000).min(60_000) as i32);
+            self.worker.run(timeout_ms)?;
+        }
+        while let Some(report) = self.reports.next() {
+            match report {
+                Report::FirstRun { at_ns } => observe(Happening::FirstRun { at_ns }),
+                Report::DriverReady { device } => observe(Happening::DriverReady { device }),
+                Report::Exit(exit) => self.ended = Some(exit),
+            }
+        }
+        Ok(self.ended.clone())
+    }
+
+    /// Ends the VM with [`VmExit::Stopped`] when one of `signals` comes while it runs.
+    pub fn stop_on(&mut self, signals: StopSignals) {
+        self.worker.subscribe(Box::new(signals.subscriber(self.reporter.clone())));
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestRam {
+        &self.memory
+    }
+
+    /// True where this host's KVM emulates guest ring 0.
+    pub fn emulated_ring0(&self) -> bool {
+        self.emulated_ring0
+    }
+}
+
+/// What happens while a VM runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// The first vCPU enters the guest; CLOCK_MONOTONIC nanoseconds.
+    FirstRun {
+        /// When.
+        at_ns: u64,
+    },
+    /// A device's driver is ready, for the first time.
+    DriverReady {
+        /// The device's name in the guest.
+        device: String,
+    },
+}

@@ -1,0 +1,140 @@
+//! The event loop: one thread, the one that owns the VM, drives every device.
+//!
+//! ```text
+//! request: ioeventfd -> worker::run -> Block::process_queue -> Queue::pop -> parse -> execute -> irqfd
+//! ```
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use devices::virtio::device::HostEvent;
+use devices::virtio::transport::MmioTransport;
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Events taken from one epoll_wait; a bound on the buffer, not on what can be polled.
+const EVENTS_PER_WAIT: usize = 32;
+/// Tokens of queue notifications are below, those of the others from here on.
+const TOKEN_CHANGED: u32 = 1 << 16;
+/// Token n of a device's own descriptors is this plus n.
+const TOKEN_HOST: u32 = 1 << 17;
+
+/// The event loop could not be set up or failed.
+#[derive(Debug, thiserror::Error)]
+#[error("event loop: {0}")]
+pub struct WorkerError(event_manager::Error);
+
+/// The event loop.
+pub struct Worker {
+    manager: EventManager<Box<dyn MutEventSubscriber>>,
+}
+
+impl Worker {
+    /// A loop that drives nothing yet.
+    pub fn new() -> Result<Self, WorkerError> {
+        let manager = EventManager::new_with_capacity(EVENTS_PER_WAIT).map_err(WorkerError)?;
+        Ok(Worker { manager })
+    }
+
+    /// Drives `transport` from now on. `changed` is signalled when its host descriptors may have changed.
+    pub fn attach(&mut self, transport: Arc<MmioTransport>, changed: EventFd) {
+        self.manager.add_subscriber(Box::new(Driven { transport, changed, host_events: Vec::new() }));
+    }
+
+    /// Makes [`Worker::run`] return whenever `fd` was signalled.
+    pub fn wake_on(&mut self, fd: EventFd) {
+        self.manager.add_subscriber(Box::new(Wake(fd)));
+    }
+
+    /// Lets `subscriber` take part in the loop.
+    pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+        self.manager.add_subscriber(subscriber);
+    }
+
+    /// Waits for events, at most `timeout_ms` (for ever if negative), and handles them.
+    pub fn run(&mut self, timeout_ms: i32) -> Result<(), WorkerError> {
+        self.manager.run_with_timeout(timeout_ms).map(|_| ()).map_err(WorkerError)
+    }
+}
+
+/// Returns from the loop; whoever waits clears the descriptor and looks.
+struct Wake(EventFd);
+
+impl MutEventSubscriber for Wake {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, Events::new(&self.0, EventSet::IN));
+    }
+}
+
+/// One virtio device in the loop.
+struct Driven {
+    transport: Arc<MmioTransport>,
+    changed: EventFd,
+    /// What is registered.
+    host_events: Vec<HostEvent>,
+}
+
+impl Driven {
+    /// Registers the device's current descriptors instead of the previous ones.
+    fn update_host_events(&mut self, ops: &mut EventOps) {
+        let Some(wanted) = self.transport.take_host_events() else { return };
+        for old in &self.host_events {
+            if !wanted.iter().any(|event| event.fd == old.fd) {
+                // It may be closed, which removed it.
+                let _ = ops.remove(host_events(old));
+            }
+        }
+        for event in &wanted {
+            if self.host_events.iter().any(|old| old.fd == event.fd) {
+                let _ = ops.modify(host_events(event));
+            } else {
+                watch(ops, host_events(event));
+            }
+        }
+        self.host_events = wanted;
+    }
+}
+
+impl MutEventSubscriber for Driven {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            TOKEN_CHANGED => {
+                let _ = self.changed.read();
+            }
+            token if token >= TOKEN_HOST => {
+                self.transport.process_host_event(token - TOKEN_HOST, events.event_set());
+            }
+            queue => {
+                if let Some(notifier) = self.transport.queue_notifiers().get(queue as usize) {
+                    let _ = notifier.read();
+                    self.transport.process_queue(queue as u16);
+                }
+            }
+        }
+        self.update_host_events(ops);
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        for (queue, notifier) in self.transport.queue_notifiers().iter().enumerate() {
+            watch(ops, Events::with_data(notifier, queue as u32, EventSet::IN));
+        }
+        watch(ops, Events::with_data(&self.changed, TOKEN_CHANGED, EventSet::IN));
+        self.update_host_events(ops);
+    }
+}
+
+fn host_events(event: &HostEvent) -> Events {
+    Events::with_data_raw(event.fd as RawFd, TOKEN_HOST + event.token, event.events)
+}
+
+/// A descriptor that cannot be polled leaves its device silent; the VM goes on and the log says why.
+fn watch(ops: &mut EventOps, events: Events) {
+    if let Err(error) = ops.add(events) {
+        eprintln!("lighter vmm: cannot poll descriptor {}: {error}", events.fd());
+    }
+}
