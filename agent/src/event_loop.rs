@@ -91,7 +91,7 @@ fn reap(children: &OwnedFd, sessions: &mut [Session]) {
     }
 }
 
-fn status_of(status: WaitStatus) -> agent_protocol::message::ExitStatus {
+pub(crate) fn status_of(status: WaitStatus) -> agent_protocol::message::ExitStatus {
     use agent_protocol::message::ExitStatus;
     match (status.exit_status(), status.terminating_signal()) {
         (_, Some(signal)) => ExitStatus::Signal(u8::try_from(signal).unwrap_or(u8::MAX)),

@@ -105,3 +105,11 @@ impl Container {
         }
     }
 }
+
+#[cfg(test)]
+impl Container {
+    /// A container whose root is the test's own, in which processes can be started.
+    pub fn running() -> Self {
+        Container { state: State::Running(rustix::process::getpid()), ..Container::default() }
+    }
+}

@@ -239,6 +239,7 @@ impl Session {
     fn close(&mut self) {
         self.closed = true;
         self.out = Vec::new();
+        let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Both);
         if let Some(process) = &mut self.process {
             process.end_stdin();
         }
@@ -262,3 +263,6 @@ impl<T: Copy> Interest<Option<T>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
