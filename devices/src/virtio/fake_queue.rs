@@ -1,5 +1,7 @@
 //! The driver's side of a split virtqueue, for tests of devices.
 
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

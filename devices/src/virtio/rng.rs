@@ -104,3 +104,57 @@ fn fill(mem: &GuestRam, chain: Chain<'_>) -> Result<u32, String> {
     }
     u32::try_from(done).map_err(|_| "request too large".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{BUFFERS, Buffer, FakeDriver, register, status};
+
+    #[test]
+    fn buffers_are_filled_to_the_last_byte() {
+        let mut driver = FakeDriver::start(Rng::new(), 0);
+        let buffers = [Buffer::writable(BUFFERS, 1000), Buffer::writable(BUFFERS + 2000, 1000)];
+        let head = driver.submit(0, &buffers);
+        assert_eq!(driver.take_used(0), Some((head, 2000)));
+        assert!(driver.take_interrupt());
+        for start in [BUFFERS, BUFFERS + 984, BUFFERS + 2000, BUFFERS + 2984] {
+            assert_ne!(driver.peek(start, 16), [0; 16], "{start:#x}");
+        }
+        assert_eq!(driver.peek(BUFFERS + 1000, 1000), [0; 1000]);
+        assert_eq!(driver.peek(BUFFERS + 3000, 100), [0; 100]);
+    }
+
+    #[test]
+    fn two_requests_get_different_bytes() {
+        let mut driver = FakeDriver::start(Rng::new(), 0);
+        driver.submit(0, &[Buffer::writable(BUFFERS, 32)]);
+        let first = driver.peek(BUFFERS, 32);
+        driver.submit(0, &[Buffer::writable(BUFFERS, 32)]);
+        assert_ne!(driver.peek(BUFFERS, 32), first);
+    }
+
+    #[test]
+    fn one_request_gets_a_bounded_number_of_bytes() {
+        let mut driver = FakeDriver::start(Rng::new(), 0);
+        driver.submit(0, &[Buffer::writable(BUFFERS, 1 << 20)]);
+        assert_eq!(driver.take_used(0).unwrap().1, 64 << 10);
+        assert_eq!(driver.peek(BUFFERS + (64 << 10), 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_buffer_that_cannot_be_written_breaks_the_protocol() {
+        for buffer in [Buffer::readable(BUFFERS, 16), Buffer::writable(1 << 40, 16)] {
+            let mut driver = FakeDriver::start(Rng::new(), 0);
+            driver.submit(0, &[buffer]);
+            assert_eq!(driver.read(register::STATUS), 0xf | status::NEEDS_RESET);
+            assert_eq!(driver.take_used(0), None);
+        }
+    }
+
+    #[test]
+    fn only_an_empty_state_is_restored() {
+        let mut rng = Rng::new();
+        assert!(rng.restore(&rng.save()).is_ok());
+        assert!(rng.restore(&[0]).is_err());
+    }
+}

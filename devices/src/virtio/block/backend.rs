@@ -12,7 +12,7 @@ use super::request::{ByteRange, Request, SERIAL_BYTES};
 use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
 /// Zeroes written at once where the host cannot zero a range by itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The file, and how its serial number reads.
 pub struct Backend {
