@@ -1,1 +1,22 @@
 //! Containers: their state on disk, their network, and the run of one from image to exit status.
+//!
+//! ```text
+//! run: resolve ─► pull ─► root filesystem ─► disks ─► network ─► VMM process ─► agent's session ─► exit status
+//! ```
+//!
+//! Synchronous: one thread, one poll loop per container. Only the bridge's set-up talks netlink through a small
+//! runtime of its own.
+
+pub mod agent_disk;
+pub mod container;
+pub mod dirs;
+pub mod error;
+pub mod kernel;
+pub mod lock;
+pub mod network;
+pub mod plan;
+pub mod process;
+pub mod run;
+pub mod session;
+pub mod text;
+pub mod trace;

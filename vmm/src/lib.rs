@@ -7,6 +7,7 @@ mod cmdline;
 pub mod config;
 pub mod emulation;
 mod exit;
+pub mod host;
 mod irq;
 mod kvm;
 pub mod memory;

@@ -1,0 +1,71 @@
+//! Why a run failed before or beside the container's process: exit code 125.
+
+use std::io;
+use std::path::PathBuf;
+
+use images::StoreError;
+use images::ext4::Ext4Error;
+use images::pull::PullError;
+use images::rootfs::RootfsError;
+
+use crate::agent_disk::AgentDiskError;
+use crate::container::ContainerError;
+use crate::kernel::KernelError;
+use crate::network::NetworkError;
+use crate::plan::PlanError;
+use crate::process::ProcessError;
+use crate::session::SessionError;
+
+/// A failed run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No virtual machines on this host, or not for this user.
+    #[error("cannot use {}: `lighter doctor` says what is missing and how to mend it", path.display())]
+    Kvm {
+        /// The device.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The guest kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The content store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Fetching the image.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The image's root filesystem.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// The writable layer.
+    #[error(transparent)]
+    Ext4(#[from] Ext4Error),
+    /// What was to run.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The container's place on the host.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The agent's disk.
+    #[error(transparent)]
+    AgentDisk(#[from] AgentDiskError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The VMM process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The machine, the guest or the agent.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The host.
+    #[error("cannot {action}")]
+    Host {
+        /// What was attempted.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

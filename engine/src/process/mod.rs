@@ -1,0 +1,161 @@
+//! The VMM process of one container: started, watched through its event pipe, ended.
+//!
+//! It is a child of ours in a process group of its own, so Ctrl-C at a terminal reaches only us, and it dies with
+//! us: [`child`] asks the kernel for that before anything else.
+
+pub mod child;
+pub mod events;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use vmm::config::VmConfig;
+
+use events::Events;
+
+/// Bytes of the VMM's own messages that an error shows.
+const MAX_LOG_SHOWN: u64 = 4 << 10;
+
+/// Why there is no VMM process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A descriptor or file that it needs.
+    #[error("cannot prepare the VMM process: {action}")]
+    Prepare {
+        /// What was attempted.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The program.
+    #[error("cannot start the VMM process {}", path.display())]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A running VMM process, killed on drop.
+#[derive(Debug)]
+pub struct VmProcess {
+    child: Child,
+    events: Events,
+    log: PathBuf,
+}
+
+impl VmProcess {
+    /// Starts `lighter vmm` with `config`. `tap` is the descriptor that `config.net` names. What the process writes
+    /// to stderr goes to the file `log`.
+    ///
+    /// Call it from the thread that lives longest: the VMM dies with its parent *thread*.
+    pub fn spawn(config: &VmConfig, tap: Option<&OwnedFd>, log: &Path) -> Result<Self, ProcessError> {
+        let prepare = |action| move |source: io::Error| ProcessError::Prepare { action, source };
+        let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
+        let config_fd = config_file(config).map_err(prepare("write its configuration"))?;
+        let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
+        for fd in [Some(config_fd.as_fd()), Some(events_child.as_fd()), tap.map(AsFd::as_fd)] {
+            fd.map_or(Ok(()), inherit).map_err(prepare("let it inherit a descriptor"))?;
+        }
+        let log_file = File::create(log).map_err(prepare("make its log"))?;
+        let path = PathBuf::from("/proc/self/exe");
+        let child = Command::new(&path)
+            .arg0("lighter")
+            .arg("vmm")
+            .args(["--config-fd", &config_fd.as_raw_fd().to_string()])
+            .args(["--event-fd", &events_child.as_raw_fd().to_string()])
+            .args(["--parent", &std::process::id().to_string()])
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { path, source })?;
+        Ok(Self { child, events: Events::new(events), log: log.to_owned() })
+    }
+
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its events; the descriptor is readable when there are some, or when the process is gone.
+    pub fn events(&mut self) -> &mut Events {
+        &mut self.events
+    }
+
+    /// What to poll for [`Self::events`].
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        // Fails only where it is gone already.
+        let _ = self.child.kill();
+    }
+
+    /// Kills what may be left of it, waits, and says how it ended, with the end of what it wrote to stderr.
+    pub fn reap(&mut self) -> String {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return self.describe(status);
+        }
+        // Its pipe is closed, so it is on its way out; a moment shows how, then it is helped.
+        for _ in 0..100 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return self.describe(status);
+            }
+        }
+        self.kill();
+        match self.child.wait() {
+            Ok(_) => "the VMM process closed its event pipe and did not end; it was killed".to_owned(),
+            Err(error) => format!("the VMM process is lost: {error}"),
+        }
+    }
+
+    fn describe(&self, status: ExitStatus) -> String {
+        let how = match (status.code(), status.signal()) {
+            (_, Some(signal)) => {
+                format!("was killed by signal {signal} ({})", crate::plan::stop_signal::name(signal))
+            }
+            (Some(code), None) => format!("ended with exit code {code}"),
+            (None, None) => "ended".to_owned(),
+        };
+        let said = crate::text::tail(&self.log, MAX_LOG_SHOWN);
+        if said.is_empty() {
+            format!("the VMM process {how}")
+        } else {
+            format!("the VMM process {how}: {said}")
+        }
+    }
+}
+
+impl Drop for VmProcess {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The configuration in anonymous memory, to be read from its beginning.
+fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
+    let file = memfd_create("lighter-vm-config", MemfdFlags::CLOEXEC)?;
+    let mut writer = File::from(file);
+    serde_json::to_writer(&mut writer, config)?;
+    let file = OwnedFd::from(writer);
+    seek(&file, SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}

@@ -1,0 +1,152 @@
+//! Frames to and from the agent over a non-blocking stream.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use agent_protocol::frame::{self, Decoder, FrameError};
+use agent_protocol::message::{AgentMessage, HostMessage};
+
+/// Bytes read from the agent at once.
+const READ_CHUNK: usize = 64 << 10;
+/// Bytes that may wait for a guest that does not read: beyond, signals and sizes are dropped, stdin is not read.
+const MAX_WAITING: usize = 1 << 20;
+
+/// Why the session with the agent broke.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The connection.
+    #[error("the connection to the agent broke")]
+    Io(#[from] io::Error),
+    /// What came, or what should go, is no frame.
+    #[error("the session with the agent broke")]
+    Frame(#[from] FrameError),
+}
+
+/// What one look at the connection found.
+#[derive(Debug, PartialEq)]
+pub enum Received {
+    /// These messages, in order; maybe none.
+    Messages(Vec<AgentMessage>),
+    /// The guest's side is closed.
+    End,
+}
+
+/// One session.
+#[derive(Debug)]
+pub struct Link {
+    stream: UnixStream,
+    decoder: Decoder,
+    waiting: Vec<u8>,
+}
+
+impl Link {
+    /// A session over `stream`, on which the agent speaks first.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, decoder: Decoder::default(), waiting: Vec::new() })
+    }
+
+    /// Reads once, without waiting.
+    pub fn receive(&mut self) -> Result<Received, LinkError> {
+        let mut buffer = [0; READ_CHUNK];
+        let count = match self.stream.read(&mut buffer) {
+            Ok(0) => return Ok(Received::End),
+            Ok(count) => count,
+            Err(error) if is_temporary(&error) => return Ok(Received::Messages(Vec::new())),
+            // What the VMM's death does to a stream with unread bytes in it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::End),
+            Err(error) => return Err(error.into()),
+        };
+        self.decoder.push(buffer.get(..count).unwrap_or_default());
+        let mut messages = Vec::new();
+        while let Some(message) = self.decoder.next_message()? {
+            messages.push(message);
+        }
+        Ok(Received::Messages(messages))
+    }
+
+    /// Sends `message`, now or when the stream can take it.
+    pub fn send(&mut self, message: &HostMessage) -> Result<(), LinkError> {
+        frame::encode(message, &mut self.waiting)?;
+        self.flush()
+    }
+
+    /// Sends `message` unless the guest has not read for long.
+    pub fn send_if_room(&mut self, message: &HostMessage) -> Result<(), LinkError> {
+        if self.waiting.len() < MAX_WAITING { self.send(message) } else { Ok(()) }
+    }
+
+    /// Whether something waits to be written. Poll the descriptor for writing while it does.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Writes what the stream takes. A guest that is gone takes everything: reading tells of its end.
+    pub fn flush(&mut self) -> Result<(), LinkError> {
+        while !self.waiting.is_empty() {
+            match self.stream.write(&self.waiting) {
+                Ok(count) => drop(self.waiting.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
+                    self.waiting.clear();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Link, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Link::new(ours).unwrap(), theirs)
+    }
+
+    #[test]
+    fn messages_arrive_and_then_the_end() {
+        let (mut link, mut agent) = pair();
+        assert_eq!(link.receive().unwrap(), Received::Messages(Vec::new()));
+        let message = AgentMessage::Stdout(b"hello".to_vec());
+        let mut bytes = Vec::new();
+        frame::encode(&message, &mut bytes).unwrap();
+        agent.write_all(&bytes).unwrap();
+        assert_eq!(link.receive().unwrap(), Received::Messages(vec![message]));
+        drop(agent);
+        assert_eq!(link.receive().unwrap(), Received::End);
+        link.send(&HostMessage::Signal(15)).unwrap();
+        assert!(!link.is_waiting());
+    }
+
+    #[test]
+    fn what_the_guest_does_not_read_is_bounded() {
+        let (mut link, _agent) = pair();
+        let chunk = HostMessage::Stdin(vec![0; 60_000]);
+        for _ in 0..100 {
+            link.send_if_room(&chunk).unwrap();
+        }
+        assert!(link.is_waiting() && link.waiting.len() < MAX_WAITING + 70_000);
+    }
+
+    #[test]
+    fn what_is_no_frame_ends_the_session() {
+        let (mut link, mut agent) = pair();
+        agent.write_all(&[0xff; 64]).unwrap();
+        assert!(matches!(link.receive(), Err(LinkError::Frame(_))));
+    }
+}

@@ -1,0 +1,88 @@
+//! The phases of a start, from the command line to the first byte of output, without a gap between them.
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+/// Ends of phases in CLOCK_MONOTONIC nanoseconds; each phase begins where the one before it ended.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    start_ns: u64,
+    ends: Vec<(&'static str, u64)>,
+}
+
+/// A finished trace.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Name and version of this format.
+    pub schema: &'static str,
+    /// In order.
+    pub phases: Vec<Phase>,
+    /// The sum of the phases.
+    pub total_ms: f64,
+}
+
+/// One phase.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Phase {
+    /// `resolve`, `pull`, ...
+    pub name: &'static str,
+    /// How long it took.
+    pub ms: f64,
+}
+
+impl Trace {
+    /// Begins now.
+    pub fn start() -> Self {
+        Self { start_ns: monotonic_ns(), ends: Vec::new() }
+    }
+
+    /// The phase `name` ends now.
+    pub fn end(&mut self, name: &'static str) {
+        self.end_at(name, monotonic_ns());
+    }
+
+    /// The phase `name` ended at `ns`. A time outside what was and what is possible is moved to its edge: some come
+    /// from another process or from the guest.
+    pub fn end_at(&mut self, name: &'static str, ns: u64) {
+        let begin = self.ends.last().map_or(self.start_ns, |(_, end)| *end);
+        self.ends.push((name, ns.min(monotonic_ns()).max(begin)));
+    }
+
+    /// The phases so far.
+    pub fn report(&self) -> Report {
+        let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+        let mut begin = self.start_ns;
+        let mut phases = Vec::new();
+        for (name, end) in &self.ends {
+            phases.push(Phase { name, ms: ms(begin, *end) });
+            begin = *end;
+        }
+        Report { schema: "lighter.trace.v1", phases, total_ms: ms(self.start_ns, begin) }
+    }
+}
+
+/// CLOCK_MONOTONIC, the clock of the VMM's events.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or_default();
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_add_up_even_where_a_time_is_impossible() {
+        let mut trace = Trace::start();
+        trace.end("resolve");
+        trace.end_at("too early", 0);
+        trace.end_at("too late", u64::MAX);
+        trace.end("last");
+        let report = trace.report();
+        assert_eq!(report.phases.len(), 4);
+        assert_eq!(report.phases[1].ms, 0.0);
+        let sum: f64 = report.phases.iter().map(|phase| phase.ms).sum();
+        assert!((sum - report.total_ms).abs() < 1e-6 && report.total_ms < 10_000.0);
+    }
+}
