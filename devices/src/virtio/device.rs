@@ -124,6 +124,12 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
+    /// What the host last failed at, in words, if it failed since the last call. Asked after each
+    /// `process_*` call and reported with a limit; the driver has had its answer already.
+    fn take_host_failure(&mut self) -> Option<String> {
+        None
+    }
+
     /// Queue states, in index order, while active; for saving. Empty when not active.
     fn queue_states(&self) -> Vec<virtio_queue::QueueState>;
 

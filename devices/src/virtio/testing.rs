@@ -89,6 +89,10 @@ impl TransportObserver for Observed {
     fn protocol_violation(&self, device: &str, violation: &ProtocolViolation, count: u64) {
         self.note(format!("{device}: violation {count}: {violation}"));
     }
+
+    fn host_failure(&self, device: &str, what: &str, count: u64) {
+        self.note(format!("{device}: host failure {count}: {what}"));
+    }
 }
 
 /// A driver and its device.

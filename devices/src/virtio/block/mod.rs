@@ -87,6 +87,8 @@ pub enum BlockError {
 pub struct Block {
     backend: Backend,
     disk: Disk,
+    /// What the host last failed at, until somebody asks.
+    failure: Option<String>,
     /// Present from `activate` to `reset`.
     active: Option<Active>,
 }
@@ -118,6 +120,7 @@ impl Block {
         Ok(Self {
             backend: Backend { file, serial },
             disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
+            failure: None,
             active: None,
         })
     }
@@ -177,9 +180,15 @@ impl VirtioDevice for Block {
             return Ok(());
         };
         let (backend, disk, durable) = (&self.backend, self.disk, *writethrough);
+        let failure = &mut self.failure;
         queue.process(mem, |chain| {
-            handle(mem, chain, backend, disk, durable).map_err(|what| ProtocolViolation { queue: 0, what })
+            handle(mem, chain, backend, disk, durable, failure)
+                .map_err(|what| ProtocolViolation { queue: 0, what })
         })
+    }
+
+    fn take_host_failure(&mut self) -> Option<String> {
+        self.failure.take()
     }
 
     fn queue_states(&self) -> Vec<virtio_queue::QueueState> {
@@ -226,13 +235,14 @@ fn open_disk(config: &BlockConfig) -> Result<(File, u64), BlockError> {
 }
 
 /// Parses, executes and answers the request in `chain`. Returns the number of bytes written to it; an error
-/// is what the driver did wrong.
+/// is what the driver did wrong, and `failure` what the host did.
 fn handle(
     mem: &GuestRam,
     chain: Chain<'_>,
     backend: &Backend,
     disk: Disk,
     durable: bool,
+    failure: &mut Option<String>,
 ) -> Result<u32, String> {
     let (readable, writable) = GuestBuffers::collect_both(mem, chain).map_err(|error| error.to_string())?;
     let mut header = [0; HEADER_BYTES];
@@ -251,7 +261,10 @@ fn handle(
     let (status, written) = match request::parse(&raw, disk) {
         Ok(request) => match backend.execute(&request, &data, durable) {
             Ok(written) => (Status::Ok, written),
-            Err(_) => (Status::IoError, 0),
+            Err(error) => {
+                *failure = Some(format!("{request}: {error}"));
+                (Status::IoError, 0)
+            }
         },
         Err(status) => (status, 0),
     };

@@ -2,6 +2,8 @@
 //!
 //! Virtio 1.2, section 5.2.6. Every value is the guest's; what is returned is within the disk.
 
+use std::fmt;
+
 use super::config_space::{
     MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS,
     MAX_WRITE_ZEROES_SEGMENTS, SECTOR_SIZE,
@@ -95,6 +97,26 @@ pub enum Request {
     },
     /// The serial number.
     GetId,
+}
+
+/// For reports of what failed.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(range) => write!(f, "read {range}"),
+            Self::Write(range) => write!(f, "write {range}"),
+            Self::Flush => write!(f, "flush"),
+            Self::Discard(ranges) => write!(f, "discard {} ranges", ranges.len()),
+            Self::WriteZeroes { range, .. } => write!(f, "write zeroes, {range}"),
+            Self::GetId => write!(f, "serial number"),
+        }
+    }
+}
+
+impl fmt::Display for ByteRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:#x}", self.len, self.offset)
+    }
 }
 
 /// What `raw` asks for on `disk`, or the status that answers it.

@@ -229,8 +229,15 @@ fn a_disk_that_was_cut_off_gives_an_error_and_the_queue_goes_on() {
     let mut rig = Rig::new();
     let file = OpenOptions::new().write(true).open(rig.dir.path().join("disk")).unwrap();
     file.set_len(512).unwrap();
-    assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 1024)]), (1, 1));
+    rig.driver.observed.take();
+    for _ in 0..4 {
+        assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 1024)]), (1, 1));
+    }
     assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 512)]), (0, 513));
+    assert_eq!(rig.driver.transport.host_failures(), 4);
+    let report =
+        |count| format!("test: host failure {count}: read 1024 bytes at 0x0: unexpected end of file");
+    assert_eq!(rig.driver.observed.take(), [1, 2, 4].map(report));
     assert!(!rig.is_broken());
 }
 
@@ -315,6 +322,7 @@ fn a_driver_without_flush_gets_durable_writes() {
     let discard = request::Request::Discard(Vec::new());
     assert!(backend.execute(&discard, &data, true).is_err());
     assert!(backend.execute(&discard, &data, false).is_ok());
+    assert!(backend.execute(&request::Request::Flush, &data, false).is_err());
 }
 
 #[test]

@@ -43,6 +43,9 @@ pub trait TransportObserver: Send + Sync {
     /// The driver broke the protocol for the `count`th time. Called for counts that are powers of two
     /// only, so a guest that does nothing else cannot flood a log.
     fn protocol_violation(&self, device: &str, violation: &ProtocolViolation, count: u64);
+    /// The host failed at something that the device had to do, for the `count`th time: a full disk, for
+    /// example. Called for powers of two only, as above.
+    fn host_failure(&self, device: &str, what: &str, count: u64);
 }
 
 /// One virtio device behind its registers.
@@ -53,6 +56,7 @@ pub struct MmioTransport {
     lines: Arc<Lines>,
     observer: Arc<dyn TransportObserver>,
     violations: AtomicU64,
+    host_failures: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -78,6 +82,7 @@ impl MmioTransport {
             lines: Arc::new(Lines::open(sizes.len())?),
             observer,
             violations: AtomicU64::new(0),
+            host_failures: AtomicU64::new(0),
             inner: Mutex::new(Inner { driver: DriverState::new(sizes), device, activity_changed: false }),
         })
     }
@@ -102,6 +107,11 @@ impl MmioTransport {
     /// How often the driver broke the protocol.
     pub fn violations(&self) -> u64 {
         self.violations.load(Ordering::Relaxed)
+    }
+
+    /// How many calls of the device met a failure of the host.
+    pub fn host_failures(&self) -> u64 {
+        self.host_failures.load(Ordering::Relaxed)
     }
 
     /// Raises the interrupt again if the driver has not acknowledged it: for a level-triggered pin, at
@@ -136,7 +146,14 @@ impl MmioTransport {
         if !inner.driver.is_active() {
             return;
         }
-        if let Err(violation) = work(inner.device.as_mut()) {
+        let result = work(inner.device.as_mut());
+        if let Some(what) = inner.device.take_host_failure() {
+            let count = self.host_failures.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if count.is_power_of_two() {
+                self.observer.host_failure(&self.name, &what, count);
+            }
+        }
+        if let Err(violation) = result {
             self.violated(&mut inner, &violation);
         }
     }

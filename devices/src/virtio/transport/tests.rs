@@ -1,5 +1,7 @@
 //! The register file as a driver sees it, with a device that echoes.
 
+use std::sync::mpsc;
+
 use virtio_queue::QueueState;
 
 use super::*;
@@ -281,6 +283,96 @@ fn host_events_are_those_of_an_active_device() {
     assert!(driver.transport.take_host_events().is_none());
     driver.write(register::STATUS, 0);
     assert!(driver.transport.take_host_events().unwrap().is_empty());
+}
+
+/// Waits in `process_queue` until somebody lets it go on.
+struct Busy {
+    entered: mpsc::Sender<()>,
+    leave: mpsc::Receiver<()>,
+}
+
+impl VirtioDevice for Busy {
+    fn name(&self) -> &'static str {
+        "busy"
+    }
+
+    fn device_id(&self) -> u32 {
+        43
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[4]
+    }
+
+    fn features(&self) -> u64 {
+        VERSION_1
+    }
+
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+
+    fn activate(&mut self, activation: Activation) {
+        activation.interrupt.notify_used(0);
+    }
+
+    fn reset(&mut self) {}
+
+    fn process_queue(&mut self, _: u16) -> Result<(), ProtocolViolation> {
+        self.entered.send(()).unwrap();
+        self.leave.recv().unwrap();
+        Ok(())
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        Vec::new()
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _: &[u8]) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_interrupt_handler_does_not_wait_for_a_busy_device() {
+    let (entered, has_entered) = mpsc::channel();
+    let (let_go, leave) = mpsc::channel();
+    let driver = FakeDriver::start(Busy { entered, leave }, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| driver.transport.process_queue(0));
+        has_entered.recv().unwrap();
+        // With the lock taken here this test would never end.
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), 1);
+        driver.write(register::INTERRUPT_ACK, 1);
+        driver.write(register::QUEUE_NOTIFY, 0);
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), 0);
+        assert_eq!(driver.transport.queue_notifiers()[0].read().unwrap(), 1);
+        let_go.send(()).unwrap();
+    });
+}
+
+#[test]
+fn random_register_accesses_leave_a_transport_that_can_be_reset() {
+    let mut driver = FakeDriver::new(Echo::default());
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    for _ in 0..200 {
+        for _ in 0..200 {
+            let offset = 4 * random(0x42);
+            let value = [random(16), random(1 << 24), random(1 << 32)][random(3) as usize] as u32;
+            driver.write(offset, value);
+            driver.read(4 * random(0x42));
+            driver.run();
+        }
+        assert_eq!(driver.initialize(FEATURES), 0xf);
+        let head = driver.submit(1, &buffers(2));
+        assert_eq!(driver.take_used(1), Some((head, 2)));
+    }
 }
 
 #[test]

@@ -7,24 +7,22 @@
 //! ```
 //!
 //! Data goes from guest memory to the socket and back without a copy. Only what the host's reader does not
-//! take at once is held, at most [`RECEIVE_BUFFER`] bytes. The socket is polled edge-triggered: `readable`
+//! take at once is held, at most [`super::credit::RECEIVE_BUFFER`] bytes. The socket is polled edge-triggered: `readable`
 //! stays set until a read finds nothing.
 
-use std::collections::VecDeque;
-use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::credit::{Credit, RECEIVE_BUFFER};
+use super::credit::Credit;
 use super::header::{
     HEADER_SIZE, HOST_CID, Header, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
     TYPE_STREAM,
 };
-use super::socket;
-use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
+use super::host_end::{HostEnd, Received};
+use crate::virtio::guest_buffers::GuestBuffers;
 
 /// The two ports that name a connection; the context IDs are always the host's and the guest's.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -62,11 +60,9 @@ enum Stage {
 #[derive(Debug)]
 pub struct Connection {
     ports: Ports,
-    stream: UnixStream,
+    host: HostEnd,
     stage: Stage,
     credit: Credit,
-    /// From the guest, not yet taken by the host.
-    held: VecDeque<u8>,
     /// A read may find data or the end.
     readable: bool,
     /// The host sends no more and everything it sent is in the guest's hands.
@@ -104,13 +100,13 @@ impl Connection {
 
     /// The socket, for polling.
     pub fn raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.host.raw_fd()
     }
 
     /// What to poll for, edge-triggered.
     pub fn interest(&self) -> EventSet {
         let base = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        if self.held.is_empty() { base } else { base | EventSet::OUT }
+        if self.host.is_flushed() { base } else { base | EventSet::OUT }
     }
 
     /// Whether the host's side is completely over and only the guest's farewell is missing.
@@ -206,10 +202,9 @@ impl Connection {
     fn new(ports: Ports, stream: UnixStream, stage: Stage) -> Self {
         Self {
             ports,
-            stream,
+            host: HostEnd::new(stream),
             stage,
             credit: Credit::default(),
-            held: VecDeque::new(),
             readable: false,
             host_ended: false,
             hung_up: false,
@@ -258,22 +253,14 @@ impl Connection {
         None
     }
 
-    /// Reads from the socket into `target` behind the header; `None` if nothing came.
+    /// Reads from the host into `target` behind the header; `None` if nothing came.
     fn read_host(&mut self, target: &GuestBuffers<'_>) -> Option<u32> {
         let limit = self.credit.sendable().min(MAX_PAYLOAD);
-        let mut vecs = IoVecs::new();
-        vecs.push_guest(target, HEADER_SIZE, limit);
-        if vecs.is_empty() {
-            return None;
-        }
-        match vecs.read_from(self.stream.as_fd()) {
-            Ok(0) => self.on_host_end(),
-            Ok(count) => {
-                target.mark_dirty(HEADER_SIZE, count);
-                return u32::try_from(count).ok();
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-            Err(_) => {
+        match self.host.receive(target, limit) {
+            Received::Data(len) => return Some(len),
+            Received::Nothing => self.readable = false,
+            Received::End => self.on_host_end(),
+            Received::Broken => {
                 self.hung_up = true;
                 self.on_host_end();
             }
@@ -314,82 +301,44 @@ impl Connection {
         HEADER_SIZE.checked_add(usize::try_from(len).ok()?)
     }
 
-    /// The guest accepted: the client gets its `OK` line, which always fits into an unused socket.
     fn on_accepted(&mut self) -> Fate {
-        let line = format!("OK {}\n", self.ports.host);
-        match socket::send(&self.stream, line.as_bytes()) {
-            Ok(count) if count == line.len() => {
-                self.stage = Stage::Open;
-                // The client may have sent data behind its line, which no event will tell.
-                self.readable = true;
-                Fate::Live
-            }
-            _ => Fate::Reset,
+        if self.host.greet(&format!("OK {}\n", self.ports.host)).is_err() {
+            return Fate::Reset;
         }
+        self.stage = Stage::Open;
+        // The client may have sent data behind its line, which no event will tell.
+        self.readable = true;
+        Fate::Live
     }
 
-    fn on_data(&mut self, header: &Header, payload: &GuestBuffers<'_>) -> Fate {
+    fn on_data(&mut self, header: &Header, packet: &GuestBuffers<'_>) -> Fate {
         let after_end = self.guest_shutdown & SHUTDOWN_SEND != 0;
         if after_end || self.credit.on_received(header.len).is_err() {
             return Fate::Reset;
         }
-        let Ok(len) = usize::try_from(header.len) else {
-            return Fate::Reset;
-        };
         if self.shutdown_due & SHUTDOWN_RECEIVE != 0 {
             // Was on its way when the host's reader left.
             self.credit.on_forwarded(header.len);
             return Fate::Live;
         }
-        let sent = match self.send_now(payload, len) {
-            Ok(sent) => sent,
-            Err(_) => return self.on_reader_gone(header.len),
-        };
-        self.credit.on_forwarded(u32::try_from(sent).unwrap_or(header.len));
-        if sent < len { self.hold(payload, sent, len) } else { Fate::Live }
-    }
-
-    fn send_now(&self, payload: &GuestBuffers<'_>, len: usize) -> io::Result<usize> {
-        if len == 0 || !self.held.is_empty() {
-            return Ok(0);
-        }
-        let mut vecs = IoVecs::new();
-        vecs.push_guest(payload, HEADER_SIZE, len);
-        match vecs.send_to(self.stream.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            result => result,
+        match self.host.send(packet, header.len) {
+            Ok(taken) => {
+                self.credit.on_forwarded(taken);
+                Fate::Live
+            }
+            Err(_) => self.on_reader_gone(header.len),
         }
     }
 
-    /// Keeps the payload from `from` to `len`; credit keeps it within [`RECEIVE_BUFFER`].
-    fn hold(&mut self, payload: &GuestBuffers<'_>, from: usize, len: usize) -> Fate {
-        let mut rest = vec![0; len.saturating_sub(from)];
-        if !payload.copy_to(HEADER_SIZE.saturating_add(from), &mut rest) {
-            return Fate::Reset;
-        }
-        self.held.extend(rest);
-        debug_assert!(self.held.len() <= RECEIVE_BUFFER as usize);
-        Fate::Live
-    }
-
-    /// Gives the host what is held, as far as it takes it.
     fn flush(&mut self) -> Fate {
-        if self.held.is_empty() {
+        if self.host.is_flushed() {
             return Fate::Live;
         }
-        while !self.held.is_empty() {
-            let (head, _) = self.held.as_slices();
-            match socket::send(&self.stream, head) {
-                Ok(count) => {
-                    self.held.drain(..count);
-                    self.credit.on_forwarded(u32::try_from(count).unwrap_or(u32::MAX));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Live,
-                Err(_) => return self.on_reader_gone(0),
-            }
+        match self.host.flush() {
+            Ok(flushed) => self.credit.on_forwarded(flushed),
+            Err(_) => return self.on_reader_gone(0),
         }
-        self.held.shrink_to_fit();
-        self.on_flushed()
+        if self.host.is_flushed() { self.on_flushed() } else { Fate::Live }
     }
 
     /// Everything that the guest sent is with the host.
@@ -401,16 +350,15 @@ impl Connection {
             return Fate::Reset;
         }
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            self.shutdown_socket(Shutdown::Write);
+            self.host.shutdown(Shutdown::Write);
         }
         Fate::Live
     }
 
     /// The host reads no more: what is held and the `extra` bytes that just came are thrown away.
     fn on_reader_gone(&mut self, extra: u32) -> Fate {
-        let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
+        let held = self.host.discard();
         self.credit.on_forwarded(held.saturating_add(extra));
-        self.held = VecDeque::new();
         self.shutdown_due |= SHUTDOWN_RECEIVE;
         self.on_flushed()
     }
@@ -418,21 +366,16 @@ impl Connection {
     fn on_shutdown(&mut self, flags: u32) -> Fate {
         self.guest_shutdown |= flags & SHUTDOWN_BOTH;
         if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
-            self.shutdown_socket(Shutdown::Read);
+            self.host.shutdown(Shutdown::Read);
         }
-        if self.held.is_empty() { self.on_flushed() } else { Fate::Live }
+        if self.host.is_flushed() { self.on_flushed() } else { Fate::Live }
     }
 
     fn on_guest_gone(&mut self) -> Fate {
-        if self.held.is_empty() {
+        if self.host.is_flushed() {
             return Fate::Gone;
         }
         self.stage = Stage::Draining;
         Fate::Drain
-    }
-
-    fn shutdown_socket(&self, how: Shutdown) {
-        // Fails only when the other side is gone already, which its own event tells.
-        let _ = self.stream.shutdown(how);
     }
 }

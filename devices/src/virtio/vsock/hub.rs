@@ -5,55 +5,41 @@
 //! Who has something for the guest waits in a queue and gets one packet per turn, so that no connection
 //! starves another.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use vmm_sys_util::epoll::EventSet;
-
+use super::clients::{Clients, LISTENER};
 use super::connection::{Connection, Fate, Ports};
-use super::handshake::{Handshake, Progress};
 use super::header::{HEADER_SIZE, HOST_CID, Header, Op, TYPE_STREAM};
-use super::poller::Poller;
-use super::socket::{self, Listener};
+use super::poller::{Poller, Tokens};
+use super::socket;
 use crate::virtio::guest_buffers::GuestBuffers;
 
 /// Connections at a time, of both directions. Stops a guest from using up descriptors and memory: each may
 /// hold [`super::credit::RECEIVE_BUFFER`] bytes, 64 MiB together.
 pub const MAX_CONNECTIONS: usize = 512;
 
-/// Host clients whose `CONNECT` line is not complete. One more pushes out the oldest.
-pub const MAX_HANDSHAKES: usize = 64;
-
 /// RST packets that wait for a buffer of the guest. A guest that provokes more of them without taking them
 /// loses the rest.
 pub const MAX_RESETS: usize = 1024;
 
-/// Clients accepted in one call.
-const ACCEPTS_PER_CALL: usize = 16;
-
 /// Host ports for clients count up from here, as in Firecracker, far from what a guest asks for.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-
-/// Poll token of the listening socket; connections and handshakes count up from the next one.
-const LISTENER: u64 = 0;
 
 /// The connections of one guest.
 pub struct Hub {
     guest_cid: u64,
     poller: Poller,
-    listener: Listener,
-    /// Accepting failed for want of descriptors and starts again when something closes.
-    accept_stalled: bool,
-    handshakes: BTreeMap<u64, Handshake>,
+    tokens: Tokens,
+    clients: Clients,
     connections: HashMap<u64, Connection>,
     by_ports: HashMap<Ports, u64>,
     /// Tokens that may have a packet, each at most once.
     turns: VecDeque<u64>,
     resets: VecDeque<Header>,
-    next_token: u64,
     next_host_port: u32,
 }
 
@@ -61,19 +47,16 @@ impl Hub {
     /// Listens on `uds_path` for the guest `guest_cid`.
     pub fn bind(guest_cid: u64, uds_path: &Path) -> io::Result<Self> {
         let poller = Poller::new()?;
-        let listener = Listener::bind(uds_path)?;
-        poller.add(listener.as_raw_fd(), listener_events(), LISTENER)?;
+        let clients = Clients::bind(uds_path, &poller)?;
         Ok(Self {
             guest_cid,
             poller,
-            listener,
-            accept_stalled: false,
-            handshakes: BTreeMap::new(),
+            tokens: Tokens::default(),
+            clients,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
             turns: VecDeque::new(),
             resets: VecDeque::new(),
-            next_token: LISTENER.wrapping_add(1),
             next_host_port: FIRST_HOST_PORT,
         })
     }
@@ -105,15 +88,15 @@ impl Hub {
 
     /// Serves the host's sockets.
     pub fn poll(&mut self) {
-        if self.accept_stalled {
-            self.arm_listener();
-        }
+        self.clients.resume(&self.poller);
         // Fails only on a signal; the epoll descriptor stays readable then.
         for (token, events) in self.poller.ready().unwrap_or_default() {
             if token == LISTENER {
-                self.accept();
-            } else if self.handshakes.contains_key(&token) {
-                self.advance_handshake(token);
+                self.clients.accept(&self.poller, &mut self.tokens);
+            } else if self.clients.contains(token) {
+                if let Some((stream, port)) = self.clients.advance(token) {
+                    self.connect_to_guest(token, stream, port);
+                }
             } else {
                 self.update(token, |connection| connection.on_socket(events));
             }
@@ -172,51 +155,7 @@ impl Hub {
     /// Number of incomplete handshakes, for tests.
     #[cfg(test)]
     pub fn handshake_count(&self) -> usize {
-        self.handshakes.len()
-    }
-
-    fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_CALL {
-            match self.listener.accept() {
-                Ok(stream) => self.start_handshake(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => {
-                    self.accept_stalled = true;
-                    return;
-                }
-            }
-        }
-        self.arm_listener();
-    }
-
-    fn arm_listener(&mut self) {
-        let armed = self.poller.modify(self.listener.as_raw_fd(), listener_events(), LISTENER);
-        self.accept_stalled = armed.is_err();
-    }
-
-    fn start_handshake(&mut self, stream: UnixStream) {
-        while self.handshakes.len() >= MAX_HANDSHAKES {
-            self.handshakes.pop_first();
-        }
-        let token = self.take_token();
-        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        if self.poller.add(stream.as_raw_fd(), events, token).is_ok() {
-            self.handshakes.insert(token, Handshake::new(stream));
-        }
-    }
-
-    fn advance_handshake(&mut self, token: u64) {
-        let Some(mut handshake) = self.handshakes.remove(&token) else {
-            return;
-        };
-        match handshake.advance() {
-            Progress::Partial => {
-                self.handshakes.insert(token, handshake);
-            }
-            Progress::Connect(port) => self.connect_to_guest(token, handshake.into_stream(), port),
-            Progress::Refused => self.after_close(),
-        }
+        self.clients.len()
     }
 
     fn connect_to_guest(&mut self, token: u64, stream: UnixStream, guest: u32) {
@@ -234,7 +173,7 @@ impl Hub {
     }
 
     fn connect_to_host(&mut self, ports: Ports, request: &Header) {
-        let path = self.listener.port_path(ports.host);
+        let path = self.clients.port_path(ports.host);
         if !self.make_room() {
             return self.refuse(request);
         }
@@ -242,7 +181,7 @@ impl Hub {
             return self.refuse(request);
         };
         let connection = Connection::from_guest(ports, stream, request);
-        let token = self.take_token();
+        let token = self.tokens.next();
         match self.poller.add(connection.raw_fd(), connection.interest(), token) {
             Ok(()) => self.insert(token, connection),
             Err(_) => self.refuse(request),
@@ -329,7 +268,8 @@ impl Hub {
     fn remove(&mut self, token: u64) {
         self.free_ports(token);
         self.connections.remove(&token);
-        self.after_close();
+        // Else a guest that takes no packets could make the queue grow by connecting again and again.
+        self.turns.retain(|waiting| *waiting != token);
     }
 
     /// Takes a connection's ports out of the table, unless they name a newer one by now.
@@ -339,19 +279,6 @@ impl Hub {
         {
             self.by_ports.remove(&connection.ports());
         }
-    }
-
-    fn after_close(&mut self) {
-        if self.accept_stalled {
-            self.arm_listener();
-        }
-    }
-
-    fn take_token(&mut self) -> u64 {
-        let token = self.next_token;
-        // 64 bits do not run out.
-        self.next_token = token.wrapping_add(1);
-        token
     }
 
     /// A host port that is free for a connection to guest port `guest`.
@@ -365,9 +292,4 @@ impl Hub {
         }
         None
     }
-}
-
-/// One-shot: the listener is armed again after each round, so that a full descriptor table causes no spin.
-fn listener_events() -> EventSet {
-    EventSet::IN | EventSet::ONE_SHOT
 }

@@ -5,10 +5,12 @@
 //! [`hub::MAX_CONNECTIONS`] times [`credit::RECEIVE_BUFFER`] bytes nor reach any host path but
 //! `<uds_path>_<port>`.
 
+mod clients;
 pub mod connection;
 pub mod credit;
 pub mod handshake;
 pub mod header;
+mod host_end;
 pub mod hub;
 mod poller;
 mod socket;

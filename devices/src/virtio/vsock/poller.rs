@@ -9,6 +9,21 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 /// back after it has served other devices.
 const EVENTS_PER_CALL: usize = 64;
 
+/// Gives each descriptor a token of its own, from 1 on. None is used twice, so an event that is late cannot
+/// reach another descriptor.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    last: u64,
+}
+
+impl Tokens {
+    /// A token that was not used before. 64 bits do not run out.
+    pub fn next(&mut self) -> u64 {
+        self.last = self.last.wrapping_add(1);
+        self.last
+    }
+}
+
 /// An epoll set.
 pub struct Poller {
     epoll: Epoll,

@@ -625,14 +625,14 @@ fn the_number_of_connections_is_limited() {
 fn the_oldest_client_that_says_nothing_makes_place() {
     let mut guest = Guest::start();
     let path = guest.dir.path().join("v.sock");
-    let mut clients: Vec<_> = (0..=hub::MAX_HANDSHAKES)
+    let mut clients: Vec<_> = (0..=clients::MAX_HANDSHAKES)
         .map(|_| {
             let client = UnixStream::connect(&path).unwrap();
             guest.poll();
             client
         })
         .collect();
-    assert_eq!(guest.device.hub.handshake_count(), hub::MAX_HANDSHAKES);
+    assert_eq!(guest.device.hub.handshake_count(), clients::MAX_HANDSHAKES);
     assert_eq!(read_rest(&mut clients[0]), b"");
     clients[1].write_all(b"CONNECT 5\n").unwrap();
     guest.poll();
@@ -650,6 +650,21 @@ fn resets_that_the_guest_does_not_take_are_dropped() {
     guest.device.process_queue(RX).unwrap();
     let received = std::iter::from_fn(|| guest.receive()).count();
     assert_eq!(received, hub::MAX_RESETS);
+}
+
+#[test]
+fn connecting_again_and_again_without_buffers_leaves_nothing_behind() {
+    let mut guest = Guest::without_driver();
+    guest.activate();
+    let listener = guest.listen(7);
+    listener.set_nonblocking(true).unwrap();
+    for _ in 0..2000 {
+        guest.send_op(Op::Request, (1, 7));
+        guest.send_op(Op::Rst, (1, 7));
+        listener.accept().unwrap();
+    }
+    assert_eq!(guest.device.hub.connection_count(), 0);
+    assert!(!guest.device.hub.has_packet());
 }
 
 #[test]
