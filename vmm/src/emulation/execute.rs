@@ -34,7 +34,6 @@ pub fn execute(context: &mut Context<'_>, instruction: &Instruction) -> Result<(
         Mnemonic::Clac => system::set_alignment_check(context, false),
         Mnemonic::Stac => system::set_alignment_check(context, true),
         Mnemonic::Rdtscp => system::rdtscp(context),
-        Mnemonic::Rdpid => system::rdpid(context, instruction),
         Mnemonic::Invpcid => system::invpcid(context),
         Mnemonic::Clwb => system::touch(context, instruction),
         Mnemonic::Monitor | Mnemonic::Mwait => context.require_ring_0(),

@@ -33,32 +33,19 @@ pub fn rdtscp(context: &mut Context<'_>) -> Result<(), Trap> {
     if context.privilege_level() != 0 && context.sregs.cr4 & CR4_TIME_STAMP_DISABLE != 0 {
         return Err(Exception::GENERAL_PROTECTION.into());
     }
-    let [tsc, aux] = read_msrs(context, [MSR_TSC, MSR_TSC_AUX])?;
+    let tsc = read_msr(context, MSR_TSC)?;
+    context.regs.rcx = read_msr(context, MSR_TSC_AUX)? & 0xffff_ffff;
     context.set_edx_eax(tsc);
-    context.regs.rcx = aux & 0xffff_ffff;
     Ok(())
 }
 
-/// RDPID r.
-pub fn rdpid(context: &mut Context<'_>, instruction: &Instruction) -> Result<(), Trap> {
-    let [aux] = read_msrs(context, [MSR_TSC_AUX])?;
-    context.set_register(instruction.op0_register(), aux & 0xffff_ffff);
-    Ok(())
-}
-
-fn read_msrs<const N: usize>(context: &Context<'_>, indices: [u32; N]) -> Result<[u64; N], HostError> {
+/// Value of an MSR. One that this KVM lacks cannot have been written either: it reads as after a reset.
+fn read_msr(context: &Context<'_>, index: u32) -> Result<u64, HostError> {
     let call = HostError::of("KVM_GET_MSRS");
-    let entries = indices.map(|index| kvm_msr_entry { index, ..Default::default() });
-    let mut msrs = Msrs::from_entries(&entries).map_err(|_| call(errno::Error::new(libc::E2BIG)))?;
+    let entry = kvm_msr_entry { index, ..Default::default() };
+    let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| call(errno::Error::new(libc::E2BIG)))?;
     let read = context.vcpu.get_msrs(&mut msrs).map_err(&call)?;
-    if read != N {
-        return Err(call(errno::Error::new(libc::EINVAL)));
-    }
-    let mut values = [0; N];
-    for (value, entry) in values.iter_mut().zip(msrs.as_slice()) {
-        *value = entry.data;
-    }
-    Ok(values)
+    Ok(msrs.as_slice()[..read].first().map_or(0, |entry| entry.data))
 }
 
 /// INVPCID: flushes every translation, which every type of it allows.

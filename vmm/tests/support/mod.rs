@@ -1,0 +1,153 @@
+//! Tiny guests: a few instructions of 64-bit ring-0 code in an ELF file, run by the real VMM on real KVM.
+//!
+//! A guest starts with R15 = [`DATA`], has a stack, the first GiB mapped one to one, and powers off when it
+//! falls off its end. What it leaves at `DATA` is its result.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::NamedTempFile;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::config::{KernelConfig, VmConfig, VmExit};
+use vmm::vm::Vm;
+
+/// Where a guest's code is.
+pub const CODE: u64 = 0x20_0000;
+/// Where a guest puts its results; zero at first.
+pub const DATA: u64 = 0x30_0000;
+/// More than any tiny guest needs, even on a loaded host.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Defines a guest: `guest!(name: "instruction", ...)`. Labels from 2 to 79 are free.
+#[macro_export]
+macro_rules! guest {
+    ($name:ident: $($line:expr),+ $(,)?) => {
+        #[unsafe(naked)]
+        extern "C" fn $name() {
+            core::arch::naked_asm!(
+                ".quad 99f - 98f",
+                "98:",
+                "mov r15, 0x300000",
+                $($line),+,
+                "mov dx, 0x600",
+                "mov al, 1",
+                "out dx, al",
+                "97: cli",
+                "hlt",
+                "jmp 97b",
+                "99:",
+            )
+        }
+    };
+}
+
+/// Lines that send vector `$vector` to label 88; the IDT is at 0x31_0000. Clobbers RAX and RDI.
+#[macro_export]
+macro_rules! gate {
+    ($vector:literal) => {
+        concat!(
+            "lea rax, [rip + 88f]\n",
+            "mov rdi, 0x310000\n",
+            "mov [rdi + 16 * ",
+            $vector,
+            "], ax\n",
+            "mov word ptr [rdi + 16 * ",
+            $vector,
+            " + 2], 0x10\n",
+            "mov word ptr [rdi + 16 * ",
+            $vector,
+            " + 4], 0x8e00\n",
+            "shr rax, 16\n",
+            "mov [rdi + 16 * ",
+            $vector,
+            " + 6], ax\n",
+            "shr rax, 16\n",
+            "mov [rdi + 16 * ",
+            $vector,
+            " + 8], eax\n",
+            "mov word ptr [r15 + 0xf00], 0xfff\n",
+            "mov [r15 + 0xf02], rdi\n",
+            "lidt [r15 + 0xf00]\n",
+        )
+    };
+}
+
+/// False, with a visible line, where guests cannot run.
+pub fn kvm_is_there() -> bool {
+    let there = PathBuf::from("/dev/kvm").exists();
+    if !there {
+        eprintln!("skipped: no /dev/kvm");
+    }
+    there
+}
+
+/// The machine code of a guest.
+fn code(guest: extern "C" fn()) -> Vec<u8> {
+    let start = guest as *const u8;
+    // SAFETY: `guest!` puts the length of the code, then the code, at the function's address.
+    unsafe {
+        let len = start.cast::<u64>().read_unaligned() as usize;
+        std::slice::from_raw_parts(start.add(8), len).to_vec()
+    }
+}
+
+/// An ELF file that loads `guest` at [`CODE`] and enters it there.
+pub fn kernel(guest: extern "C" fn()) -> NamedTempFile {
+    let code = code(guest);
+    let mut elf = vec![0; 0x1000];
+    elf[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
+    let mut put = |offset: usize, bytes: &[u8]| elf[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0x10, &2_u16.to_le_bytes());
+    put(0x12, &62_u16.to_le_bytes());
+    put(0x18, &CODE.to_le_bytes());
+    put(0x20, &64_u64.to_le_bytes());
+    put(0x36, &56_u16.to_le_bytes());
+    put(0x38, &1_u16.to_le_bytes());
+    // The program header: PT_LOAD, offset 0x1000, physical address, sizes.
+    put(0x40, &1_u32.to_le_bytes());
+    put(0x48, &0x1000_u64.to_le_bytes());
+    put(0x58, &CODE.to_le_bytes());
+    put(0x60, &(code.len() as u64).to_le_bytes());
+    put(0x68, &(code.len() as u64).to_le_bytes());
+    elf.extend(code);
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&elf).unwrap();
+    file
+}
+
+/// A VM with the least memory and no device.
+pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
+    VmConfig {
+        vcpus,
+        mem_size_mib: 32,
+        kernel: KernelConfig { path: kernel.path().to_owned(), initrd: None, cmdline: String::new() },
+        disks: Vec::new(),
+        net: None,
+        vsock: None,
+        console_log: None,
+    }
+}
+
+/// Runs `guest` to its end and gives the VM with what it left in memory.
+pub fn run(guest: extern "C" fn(), vcpus: u8) -> (VmExit, Vm) {
+    let kernel = kernel(guest);
+    let mut vm = Vm::build(&config(&kernel, vcpus)).unwrap();
+    vm.start().unwrap();
+    let exit = vm.run_for(PATIENCE, |_| ()).unwrap().expect("the guest ends in time");
+    (exit, vm)
+}
+
+/// Runs `guest` on one vCPU and gives the first `N` words that it left.
+pub fn results<const N: usize>(guest: extern "C" fn()) -> [u64; N] {
+    let (exit, vm) = run(guest, 1);
+    assert_eq!(exit, VmExit::PowerOff);
+    words(&vm, DATA)
+}
+
+/// `N` words of guest memory.
+pub fn words<const N: usize>(vm: &Vm, address: u64) -> [u64; N] {
+    std::array::from_fn(|index| vm.memory().read_obj(GuestAddress(address + index as u64 * 8)).unwrap())
+}
