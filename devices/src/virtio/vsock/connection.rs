@@ -326,7 +326,7 @@ impl Connection {
                 self.credit.on_forwarded(taken);
                 Fate::Live
             }
-            Err(_) => self.on_reader_gone(header.len),
+            Err(_) => self.on_reader_gone(),
         }
     }
 
@@ -336,7 +336,7 @@ impl Connection {
         }
         match self.host.flush() {
             Ok(flushed) => self.credit.on_forwarded(flushed),
-            Err(_) => return self.on_reader_gone(0),
+            Err(_) => return self.on_reader_gone(),
         }
         if self.host.is_flushed() { self.on_flushed() } else { Fate::Live }
     }
@@ -355,10 +355,10 @@ impl Connection {
         Fate::Live
     }
 
-    /// The host reads no more: what is held and the `extra` bytes that just came are thrown away.
-    fn on_reader_gone(&mut self, extra: u32) -> Fate {
-        let held = self.host.discard();
-        self.credit.on_forwarded(held.saturating_add(extra));
+    /// The host reads no more: what it has not read is thrown away.
+    fn on_reader_gone(&mut self) -> Fate {
+        self.host.discard();
+        self.credit.on_all_forwarded();
         self.shutdown_due |= SHUTDOWN_RECEIVE;
         self.on_flushed()
     }

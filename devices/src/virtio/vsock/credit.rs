@@ -75,6 +75,11 @@ impl Credit {
         self.forwarded += Wrapping(len);
     }
 
+    /// Nothing is left in our buffer.
+    pub fn on_all_forwarded(&mut self) {
+        self.forwarded = self.received;
+    }
+
     /// Whether the guest should hear of room that it does not know of.
     ///
     /// It should when it believes that more than half of our buffer is taken, and the news is worth a

@@ -95,10 +95,9 @@ impl HostEnd {
         Ok(flushed)
     }
 
-    /// Throws away what is held and returns how much that was.
-    pub fn discard(&mut self) -> u32 {
-        let held = std::mem::take(&mut self.held);
-        u32::try_from(held.len()).unwrap_or(u32::MAX)
+    /// Throws away what is held.
+    pub fn discard(&mut self) {
+        self.held = VecDeque::new();
     }
 
     /// Sends a line of the protocol before there is any data; it always fits into an unused socket.
