@@ -113,6 +113,28 @@ impl FakeQueue {
         self.mem.write_obj(self.avail_idx, GuestAddress(ring + 2)).unwrap();
     }
 
+    /// Begins anew, as a driver does after it reset the device.
+    pub fn restart(&mut self) {
+        *self = Self::new(&self.mem, self.base, self.size);
+        self.mem.write_obj(0u16, GuestAddress(self.base + AVAIL + 2)).unwrap();
+        self.mem.write_obj(0u16, GuestAddress(self.base + USED + 2)).unwrap();
+    }
+
+    /// Overwrites a descriptor and makes a chain available, both at random, for buffers in the first `span`
+    /// bytes of memory and a little beyond; now and then the available index jumps.
+    pub fn scribble(&mut self, random: &mut Random, span: u64) {
+        let addr = random.below(span.saturating_add(0x1000));
+        let len = if random.below(16) == 0 { random.below(1 << 32) } else { random.below(2048) };
+        let buffer = Buffer { addr, len: len as u32, writable: false };
+        let count = u64::from(self.size) + 4;
+        let flags = random.below(8) as u16;
+        self.write_descriptor(random.below(count) as u16, buffer, flags, random.below(count) as u16);
+        if random.below(500) == 0 {
+            self.avail_idx = random.below(1 << 16) as u16;
+        }
+        self.publish(random.below(count) as u16);
+    }
+
     /// The next used element, as head and written length.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
         let ring = self.base + USED;
@@ -130,6 +152,25 @@ impl FakeQueue {
 
 const AVAIL: u64 = 0x8000;
 const USED: u64 = 0xa000;
+
+/// Numbers that look random and are the same in each run (xorshift).
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Starts with `seed`, which is not zero.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number, below `limit`, which is not zero.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
 
 /// Counts what a device asks of its interrupt.
 #[derive(Debug, Default)]

@@ -47,7 +47,8 @@ impl Clients {
         self.handshakes.contains_key(&token)
     }
 
-    /// Number of unfinished clients.
+    /// Number of unfinished clients, for tests.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.handshakes.len()
     }

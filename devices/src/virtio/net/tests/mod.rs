@@ -1,5 +1,6 @@
 //! A guest's driver in miniature; a datagram socket stands in for the TAP, except in [`real_tap`].
 
+mod hostile;
 mod life;
 mod real_tap;
 mod rx;
@@ -15,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::header::{HEADER_SIZE, MAX_FRAME};
 use super::*;
-use crate::virtio::fake_queue::{Buffer, CountingInterrupt, FakeQueue, guest_ram};
+use crate::virtio::fake_queue::{Buffer, CountingInterrupt, FakeQueue, Random, guest_ram};
 
 const RX_BUFFERS: u64 = 0x10_0000;
 const TX_BUFFERS: u64 = 0x30_0000;

@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::credit::RECEIVE_BUFFER;
 use super::header::{HOST_CID, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::*;
-use crate::virtio::fake_queue::{Buffer, CountingInterrupt, FakeQueue, guest_ram};
+use crate::virtio::fake_queue::{Buffer, CountingInterrupt, FakeQueue, Random, guest_ram};
 
 const CID: u32 = 42;
 const GUEST_BUFFER: u32 = 256 * 1024;
