@@ -11,6 +11,7 @@ mod rx;
 mod rx_chains;
 pub mod tap;
 mod tx;
+mod wire;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use self::counters::Counters;
 use self::rx::{Receiver, RxStop};
 use self::tap::{FrameIo, Tap};
 use self::tx::{TxStop, transmit};
+use self::wire::Wire;
 use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
 use super::queue::ActiveQueue;
 use crate::GuestRam;
@@ -47,9 +49,8 @@ pub struct NetIdentity {
 
 /// A network device.
 pub struct Net<T: FrameIo = Tap> {
-    tap: T,
+    wire: Wire<T>,
     identity: NetIdentity,
-    counters: Arc<Counters>,
     active: Option<Active>,
     /// What the event loop was last told to poll for.
     polled: EventSet,
@@ -70,9 +71,8 @@ impl<T: FrameIo> Net<T> {
     /// A device with `tap` behind it.
     pub fn new(tap: T, identity: NetIdentity) -> Self {
         Self {
-            tap,
+            wire: Wire::new(tap),
             identity,
-            counters: Arc::default(),
             active: None,
             polled: EventSet::empty(),
             polled_changed: false,
@@ -81,14 +81,14 @@ impl<T: FrameIo> Net<T> {
 
     /// The counters, which stay readable while the device is in use.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+        Arc::clone(self.wire.counters())
     }
 
     fn receive(&mut self) -> Result<(), ProtocolViolation> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
-        active.rx_stop = active.receiver.receive(&mut active.rx, &active.mem, &self.tap, &self.counters)?;
+        active.rx_stop = active.receiver.receive(&mut active.rx, &active.mem, &mut self.wire)?;
         if active.rx_stop == RxStop::Budget {
             active.interrupt.reschedule(RX);
         }
@@ -100,7 +100,7 @@ impl<T: FrameIo> Net<T> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
-        active.tx_stop = transmit(&mut active.tx, &active.mem, &self.tap, &self.counters)?;
+        active.tx_stop = transmit(&mut active.tx, &active.mem, &mut self.wire)?;
         if active.tx_stop == TxStop::Budget {
             active.interrupt.reschedule(TX);
         }
@@ -165,10 +165,7 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
         let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
             return;
         };
-        // Without offloads a guest that expects them still gets frames it understands.
-        if self.tap.set_offloads(features::tap_offloads(features)).is_err() {
-            let _ = self.tap.set_offloads(0);
-        }
+        self.wire.set_offloads(features::tap_offloads(features));
         self.active = Some(Active {
             mem: activation.mem,
             rx,
@@ -199,7 +196,7 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
         if self.polled.is_empty() {
             return Vec::new();
         }
-        vec![HostEvent { fd: self.tap.fd().as_raw_fd(), events: self.polled, token: 0 }]
+        vec![HostEvent { fd: self.wire.tap().fd().as_raw_fd(), events: self.polled, token: 0 }]
     }
 
     fn host_events_changed(&mut self) -> bool {
@@ -215,6 +212,10 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
             self.transmit()?;
         }
         Ok(())
+    }
+
+    fn take_host_failure(&mut self) -> Option<String> {
+        self.wire.take_failure()
     }
 
     fn queue_states(&self) -> Vec<QueueState> {

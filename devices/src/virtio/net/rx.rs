@@ -3,13 +3,12 @@
 //! One `readv` puts a frame where it belongs. Because nobody knows its length before, the last buffer of the
 //! call is scratch space of the VMM: only what does not fit the collected chains is copied from there.
 
-use std::io::ErrorKind;
-
 use super::counters::Counters;
 use super::features;
 use super::header::{HEADER_SIZE, MAX_FRAME, VnetHeader};
 use super::rx_chains::RxChains;
 use super::tap::FrameIo;
+use super::wire::{NoFrame, Wire};
 use crate::GuestRam;
 use crate::virtio::device::ProtocolViolation;
 use crate::virtio::guest_buffers::IoVecs;
@@ -69,14 +68,13 @@ impl Receiver {
         &mut self,
         queue: &mut ActiveQueue,
         mem: &GuestRam,
-        tap: &dyn FrameIo,
-        counters: &Counters,
+        wire: &mut Wire<impl FrameIo>,
     ) -> Result<RxStop, ProtocolViolation> {
         queue.disable_notifications(mem)?;
         for _ in 0..queue.size() {
             let step = match self.waiting {
-                Some(len) => self.deliver_waiting(queue, mem, len, counters)?,
-                None => self.receive_one(queue, mem, tap, counters)?,
+                Some(len) => self.deliver_waiting(queue, mem, len, wire.counters())?,
+                None => self.receive_one(queue, mem, wire)?,
             };
             let stop = match step {
                 Step::Done => continue,
@@ -96,8 +94,7 @@ impl Receiver {
         &mut self,
         queue: &mut ActiveQueue,
         mem: &GuestRam,
-        tap: &dyn FrameIo,
-        counters: &Counters,
+        wire: &mut Wire<impl FrameIo>,
     ) -> Result<Step, ProtocolViolation> {
         let mut chains = RxChains::new();
         let likely = HEADER_SIZE.saturating_add(self.last_len);
@@ -112,16 +109,17 @@ impl Receiver {
         if let Some(overflow) = self.scratch.get_mut(direct..) {
             vecs.push_host(overflow);
         }
-        let count = match vecs.read_from(tap.fd()) {
+        let count = match wire.read(&mut vecs) {
             Ok(count) => count,
-            Err(error) => {
+            Err(reason) => {
                 chains.give_back(queue);
-                return Ok(Step::Stop(match error.kind() {
-                    ErrorKind::WouldBlock => RxStop::NoFrame,
-                    _ => RxStop::Broken,
+                return Ok(Step::Stop(match reason {
+                    NoFrame::Empty => RxStop::NoFrame,
+                    NoFrame::Broken => RxStop::Broken,
                 }));
             }
         };
+        let counters = wire.counters();
         let Some(len @ 1..=MAX_FRAME) = count.checked_sub(HEADER_SIZE) else {
             // No frame behind the header.
             chains.give_back(queue);

@@ -1,10 +1,8 @@
 //! Frames from the guest to the TAP: one `writev` each, straight from guest memory.
 
-use std::io::ErrorKind;
-
-use super::counters::Counters;
 use super::header::{HEADER_SIZE, MAX_FRAME};
 use super::tap::FrameIo;
+use super::wire::{Sent, Wire};
 use crate::GuestRam;
 use crate::virtio::device::ProtocolViolation;
 use crate::virtio::guest_buffers::{Direction, GuestBuffers, IoVecs};
@@ -25,8 +23,7 @@ pub enum TxStop {
 pub fn transmit(
     queue: &mut ActiveQueue,
     mem: &GuestRam,
-    tap: &dyn FrameIo,
-    counters: &Counters,
+    wire: &mut Wire<impl FrameIo>,
 ) -> Result<TxStop, ProtocolViolation> {
     queue.disable_notifications(mem)?;
     let mut stop = TxStop::Budget;
@@ -40,7 +37,7 @@ pub fn transmit(
             break;
         };
         let head = chain.head_index();
-        if !send(queue, mem, chain, tap, counters)? {
+        if send(queue, mem, chain, wire)? == Sent::Full {
             queue.undo_pop(1);
             stop = TxStop::TapFull;
             break;
@@ -51,14 +48,13 @@ pub fn transmit(
     Ok(stop)
 }
 
-/// Sends one frame; false if the TAP takes none now. A frame that the host refuses is lost, as on a wire.
+/// Sends one frame.
 fn send(
     queue: &ActiveQueue,
     mem: &GuestRam,
     chain: Chain<'_>,
-    tap: &dyn FrameIo,
-    counters: &Counters,
-) -> Result<bool, ProtocolViolation> {
+    wire: &mut Wire<impl FrameIo>,
+) -> Result<Sent, ProtocolViolation> {
     let frame = GuestBuffers::collect(mem, chain, Direction::Readable)
         .map_err(|error| queue.violation(error.to_string()))?;
     if !(HEADER_SIZE..=HEADER_SIZE + MAX_FRAME).contains(&frame.len()) {
@@ -66,10 +62,5 @@ fn send(
     }
     let mut vecs = IoVecs::new();
     vecs.push_guest(&frame, 0, frame.len());
-    match vecs.write_to(tap.fd()) {
-        Ok(_) => Counters::count(&counters.tx_frames),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-        Err(_) => Counters::count(&counters.tx_dropped),
-    }
-    Ok(true)
+    Ok(wire.write(&vecs))
 }

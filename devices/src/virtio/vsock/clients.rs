@@ -26,6 +26,7 @@ pub struct Clients {
     listener: Listener,
     /// Accepting failed for want of descriptors and starts again at the next event.
     stalled: bool,
+    failure: Option<String>,
     handshakes: BTreeMap<u64, Handshake>,
 }
 
@@ -34,7 +35,7 @@ impl Clients {
     pub fn bind(path: &Path, poller: &Poller) -> io::Result<Self> {
         let listener = Listener::bind(path)?;
         poller.add(listener.as_raw_fd(), listener_events(), LISTENER)?;
-        Ok(Self { listener, stalled: false, handshakes: BTreeMap::new() })
+        Ok(Self { listener, stalled: false, failure: None, handshakes: BTreeMap::new() })
     }
 
     /// Where a guest's connect to `port` goes.
@@ -53,6 +54,11 @@ impl Clients {
         self.handshakes.len()
     }
 
+    /// What accepting last failed at, once.
+    pub fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
     /// Listens again if a lack of descriptors stopped it.
     pub fn resume(&mut self, poller: &Poller) {
         if self.stalled {
@@ -67,7 +73,8 @@ impl Clients {
                 Ok(stream) => self.start(stream, poller, tokens.next()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(_) => {
+                Err(error) => {
+                    self.failure = Some(format!("cannot accept a client: {error}"));
                     self.stalled = true;
                     return;
                 }

@@ -77,6 +77,11 @@ impl Hub {
         self.next_host_port = port.max(FIRST_HOST_PORT);
     }
 
+    /// What the host last failed at, once.
+    pub fn take_failure(&mut self) -> Option<String> {
+        self.clients.take_failure()
+    }
+
     /// The guest's driver was reset: what it knew of is dropped; clients that wait for it stay.
     pub fn forget_guest(&mut self) {
         self.resets.clear();

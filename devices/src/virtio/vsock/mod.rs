@@ -161,6 +161,10 @@ impl VirtioDevice for Vsock {
         self.process_queue(RX)
     }
 
+    fn take_host_failure(&mut self) -> Option<String> {
+        self.hub.take_failure()
+    }
+
     fn queue_states(&self) -> Vec<QueueState> {
         self.active
             .as_ref()

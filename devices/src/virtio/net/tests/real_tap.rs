@@ -92,4 +92,5 @@ fn frames_pass_a_real_tap_both_ways() {
     guest.queue_tx(&broken);
     guest.device.process_queue(TX).unwrap();
     assert_eq!(guest.counter(|counters| &counters.tx_dropped), 1);
+    assert_eq!(guest.device.take_host_failure(), None);
 }

@@ -60,6 +60,9 @@ fn a_frame_that_the_host_refuses_is_lost_and_counted() {
     guest.device.process_queue(TX).unwrap();
     assert_eq!(guest.tx.take_used(), Some((head, 0)));
     assert_eq!(guest.counter(|counters| &counters.tx_dropped), 1);
+    let failure = guest.device.take_host_failure().unwrap();
+    assert!(failure.starts_with("cannot write to the TAP: "), "{failure}");
+    assert_eq!(guest.device.take_host_failure(), None);
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! The TAP with what is counted and reported about it.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use super::counters::Counters;
+use super::tap::FrameIo;
+use crate::virtio::guest_buffers::IoVecs;
+
+/// The TAP did not give a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoFrame {
+    /// It has none now.
+    Empty,
+    /// It is broken or gone.
+    Broken,
+}
+
+/// What became of a frame for the TAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The TAP took it.
+    Taken,
+    /// The TAP takes none now.
+    Full,
+    /// The host refuses this one: it is lost, as on a wire.
+    Refused,
+}
+
+/// The host's side of the device.
+pub struct Wire<T> {
+    tap: T,
+    counters: Arc<Counters>,
+    failure: Option<String>,
+}
+
+impl<T: FrameIo> Wire<T> {
+    /// The wire behind `tap`.
+    pub fn new(tap: T) -> Self {
+        Self { tap, counters: Arc::default(), failure: None }
+    }
+
+    /// The TAP itself.
+    pub fn tap(&self) -> &T {
+        &self.tap
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// What the host last failed at, once.
+    pub fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    /// Says which work the host may leave to the guest. Without offloads, a guest that expects them still
+    /// gets frames it understands.
+    pub fn set_offloads(&mut self, flags: libc::c_uint) {
+        if let Err(error) = self.tap.set_offloads(flags) {
+            self.failure = Some(format!("cannot set offloads {flags:#x} of the TAP: {error}"));
+            let _ = self.tap.set_offloads(0);
+        }
+    }
+
+    /// Reads one frame with its header and returns their length.
+    pub fn read(&mut self, vecs: &mut IoVecs<'_>) -> Result<usize, NoFrame> {
+        vecs.read_from(self.tap.fd()).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => NoFrame::Empty,
+            _ => {
+                self.failure = Some(format!("cannot read from the TAP, it is not used any more: {error}"));
+                NoFrame::Broken
+            }
+        })
+    }
+
+    /// Writes one frame with its header.
+    pub fn write(&mut self, vecs: &IoVecs<'_>) -> Sent {
+        let Err(error) = vecs.write_to(self.tap.fd()) else {
+            Counters::count(&self.counters.tx_frames);
+            return Sent::Taken;
+        };
+        match error.kind() {
+            ErrorKind::WouldBlock => return Sent::Full,
+            // The guest's header makes no sense; no fault of the host.
+            ErrorKind::InvalidInput => {}
+            _ => self.failure = Some(format!("cannot write to the TAP: {error}")),
+        }
+        Counters::count(&self.counters.tx_dropped);
+        Sent::Refused
+    }
+}
