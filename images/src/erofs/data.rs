@@ -68,6 +68,12 @@ impl<'a, O: Output> DataWriter<'a, O> {
         Ok(())
     }
 
+    /// Writes what is buffered without ending the image.
+    #[cfg(test)]
+    pub(crate) fn flush_for_test(&mut self) {
+        self.flush().expect("in memory");
+    }
+
     /// Writes what is buffered, makes the image `len` bytes long and gives up `released` ranges.
     pub(super) fn finish(mut self, len: u64, released: &[Extent]) -> Result<(), Error> {
         self.flush()?;

@@ -23,6 +23,10 @@ mod image;
 mod layout;
 mod output;
 mod plan;
+#[cfg(test)]
+mod reader;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod xattr;
 

@@ -345,7 +345,7 @@ mod tests {
     fn a_deep_tree_is_removed_without_recursion() {
         let mut tree = Tree::new();
         let mut parent = Tree::ROOT;
-        for _ in 0..200_000 {
+        for _ in 0..50_000 {
             parent = tree.make_directory(parent, b"d", Metadata::default(), 0);
         }
         tree.remove(Tree::ROOT, b"d");

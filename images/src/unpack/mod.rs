@@ -17,6 +17,8 @@ mod resolve;
 mod sparse;
 mod stream;
 mod tar;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io::Read;
