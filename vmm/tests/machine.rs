@@ -1,0 +1,175 @@
+//! A VM as a whole: how it ends, its console, its vCPUs.
+
+mod support;
+
+use std::os::fd::AsRawFd;
+
+use support::{DATA, PATIENCE, config, kernel, kvm_is_there, run, words};
+use vmm::config::{DiskConfig, NetConfig, VmExit, VsockConfig};
+use vmm::vm::{Happening, Vm};
+
+guest!(power_off: "nop");
+guest!(reset: "mov al, 0xfe", "out 0x64, al", "2: hlt", "jmp 2b");
+guest!(triple_fault: "ud2");
+
+#[test]
+fn each_end_of_a_guest_is_told_apart() {
+    if !kvm_is_there() {
+        return;
+    }
+    assert_eq!(run(power_off, 1).0, VmExit::PowerOff);
+    assert_eq!(run(reset, 1).0, VmExit::Reset);
+    let VmExit::GuestFault { what } = run(triple_fault, 1).0 else { panic!("a triple fault is a fault") };
+    assert!(what.starts_with("triple fault (vCPU 0, rip "), "{what}");
+}
+
+guest!(hello:
+    "lea rsi, [rip + 3f]",
+    "mov ecx, 6",
+    "mov dx, 0x3f8",
+    "rep outsb",
+    "jmp 4f",
+    "3: .ascii \"hello\\n\"",
+    "4:",
+);
+
+#[test]
+fn the_serial_port_writes_the_console_log() {
+    if !kvm_is_there() {
+        return;
+    }
+    let kernel = kernel(hello);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut config = config(&kernel, 1);
+    config.console_log = Some(log.path().to_owned());
+    let mut vm = Vm::build(&config).unwrap();
+    vm.start().unwrap();
+    assert_eq!(vm.run_for(PATIENCE, |_| ()).unwrap(), Some(VmExit::PowerOff));
+    assert_eq!(std::fs::read_to_string(log.path()).unwrap(), "hello\n");
+}
+
+// Starts every other vCPU with INIT and SIPI through x2APIC; each adds one to the counter at 0x6000.
+guest!(all_processors:
+    "lea rsi, [rip + 3f]",
+    "mov edi, 0x8000",
+    "mov ecx, 64",
+    "rep movsb",
+    // IA32_APIC_BASE: x2APIC on, then the spurious vector with the APIC enabled.
+    "mov ecx, 0x1b",
+    "rdmsr",
+    "or eax, 0xc00",
+    "wrmsr",
+    "mov ecx, 0x80f",
+    "mov eax, 0x1ff",
+    "xor edx, edx",
+    "wrmsr",
+    "mov ecx, 0x830",
+    "mov eax, 0xc4500",
+    "wrmsr",
+    "mov eax, 0xc4608",
+    "wrmsr",
+    "2: mov eax, [r15 - 8]",
+    "cmp eax, [0x6000]",
+    "pause",
+    "jne 2b",
+    "jmp 4f",
+    "3: .code16",
+    "xor ax, ax",
+    "mov ds, ax",
+    "lock inc dword ptr [0x6000]",
+    "5: cli",
+    "hlt",
+    "jmp 5b",
+    ".code64",
+    "4:",
+);
+
+#[test]
+fn every_processor_starts() {
+    if !kvm_is_there() {
+        return;
+    }
+    for vcpus in [1_u8, 2, 4] {
+        let kernel = kernel(all_processors);
+        let mut vm = Vm::build(&config(&kernel, vcpus)).unwrap();
+        let others = u32::from(vcpus) - 1;
+        vm_memory::Bytes::write_obj(vm.memory(), others, vm_memory::GuestAddress(DATA - 8)).unwrap();
+        vm.start().unwrap();
+        let exit = vm.run_for(PATIENCE, |_| ()).unwrap();
+        let [started] = words(&vm, 0x6000);
+        assert_eq!((exit, started), (Some(VmExit::PowerOff), u64::from(others)), "{vcpus} vCPUs");
+    }
+}
+
+// Negotiates the rng device in the last slot, whose address the test leaves at DATA - 8.
+guest!(driver:
+    "mov ebx, [r15 - 8]",
+    // The identity map ends at one GiB: a third page table maps 3 to 4 GiB the same way.
+    "lea rdi, [r15 + 0x10000]",
+    "mov eax, 0xc0000083",
+    "mov ecx, 512",
+    "2: mov [rdi], rax",
+    "add rax, 0x200000",
+    "add rdi, 8",
+    "dec ecx",
+    "jnz 2b",
+    "lea rax, [r15 + 0x10003]",
+    "mov [0xa018], rax",
+    "mov rax, cr3",
+    "mov cr3, rax",
+    "mov eax, [rbx]",
+    "mov [r15], rax",
+    // ACKNOWLEDGE and DRIVER, VIRTIO_F_VERSION_1, FEATURES_OK, DRIVER_OK with no queue.
+    "mov dword ptr [rbx + 0x70], 3",
+    "mov dword ptr [rbx + 0x24], 1",
+    "mov dword ptr [rbx + 0x20], 1",
+    "mov dword ptr [rbx + 0x70], 11",
+    "mov dword ptr [rbx + 0x70], 15",
+    "mov eax, [rbx + 0x70]",
+    "mov [r15 + 8], rax",
+);
+
+#[test]
+fn a_ready_driver_is_reported_by_name_once() {
+    if !kvm_is_there() {
+        return;
+    }
+    let kernel = kernel(driver);
+    let mut vm = Vm::build(&config(&kernel, 1)).unwrap();
+    let rng = arch::layout::virtio_mmio_address(0) as u32;
+    vm_memory::Bytes::write_obj(vm.memory(), rng, vm_memory::GuestAddress(DATA - 8)).unwrap();
+    vm.start().unwrap();
+    let mut seen = Vec::new();
+    let exit = vm.run_for(PATIENCE, |happening| seen.push(happening)).unwrap();
+    assert_eq!(exit, Some(VmExit::PowerOff));
+    assert_eq!(words(&vm, DATA), [0x7472_6976, 15]);
+    assert!(matches!(seen[0], Happening::FirstRun { .. }), "{seen:?}");
+    assert_eq!(seen[1..], [Happening::DriverReady { device: "rng".into() }]);
+}
+
+#[test]
+fn what_cannot_be_built_is_refused_with_a_reason() {
+    if !kvm_is_there() {
+        return;
+    }
+    let kernel = kernel(power_off);
+    let refusal = |edit: &dyn Fn(&mut vmm::config::VmConfig)| {
+        let mut config = config(&kernel, 1);
+        edit(&mut config);
+        Vm::build(&config).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refusal(&|config| config.vcpus = 33), "33 vCPUs: from 1 to 32 are possible");
+    assert_eq!(refusal(&|config| config.vcpus = 0), "0 vCPUs: from 1 to 32 are possible");
+    assert!(refusal(&|config| config.mem_size_mib = 8).starts_with("8 MiB of guest memory: from 32"));
+    assert!(refusal(&|config| config.kernel.path = "/missing".into()).contains("/missing"));
+    assert!(refusal(&|config| config.kernel.cmdline = "x".repeat(3000)).contains("the kernel takes at most"));
+    let disk = DiskConfig { path: "/missing".into(), read_only: true, serial: String::new() };
+    assert!(refusal(&|config| config.disks = vec![disk.clone()]).contains("/missing"));
+    assert!(refusal(&|config| config.disks = vec![disk.clone(); 17]).contains("17 disks"));
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let net = |tap_fd| Some(NetConfig { tap_fd, mac: [2, 0, 0, 0, 0, 1] });
+    assert!(refusal(&|config| config.net = net(null.as_raw_fd())).contains("TAP"));
+    assert!(refusal(&|config| config.net = net(-1)).contains("TAP"));
+    let vsock = VsockConfig { guest_cid: 2, uds_path: "/missing/v.sock".into() };
+    assert!(refusal(&|config| config.vsock = Some(vsock.clone())).contains("vsock"));
+}
