@@ -10,6 +10,7 @@
 pub mod agent_disk;
 pub mod container;
 pub mod dirs;
+pub mod doctor;
 pub mod error;
 pub mod kernel;
 pub mod lock;
@@ -20,3 +21,6 @@ pub mod run;
 pub mod session;
 pub mod text;
 pub mod trace;
+
+pub use agent_protocol::PROTOCOL_VERSION;
+pub use agent_protocol::message::TerminalSize;

@@ -1,0 +1,179 @@
+//! The command line, as Docker's users know it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Format;
+use crate::run_options::RunArgs;
+
+/// Runs container images, each in a virtual machine of its own.
+#[derive(Parser)]
+#[command(name = "lighter", version, propagate_version = false, subcommand_required = true)]
+pub struct Cli {
+    /// Directory for images and containers [default: /var/lib/lighter, or $XDG_DATA_HOME/lighter for a user]
+    #[arg(long, global = true, env = "LIGHTER_ROOT", value_name = "DIR", hide_env_values = true)]
+    pub root: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a command in a new container
+    Run(Box<RunArgs>),
+    /// Fetch an image
+    Pull(PullArgs),
+    /// List images
+    Images(ListArgs),
+    /// Remove images
+    Rmi(RemoveArgs),
+    /// Look at images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look at and free disk space
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Check what this host lacks
+    Doctor(FormatArgs),
+    /// Show versions
+    Version(FormatArgs),
+}
+
+/// `lighter image ...`
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Show all that is known of images, as JSON
+    Inspect(InspectArgs),
+}
+
+/// `lighter system ...`
+#[derive(Subcommand)]
+pub enum SystemCommand {
+    /// Show what takes disk space
+    Df(FormatArgs),
+    /// Remove what no image needs
+    Prune(PruneArgs),
+}
+
+/// Commands that only print.
+#[derive(Args)]
+pub struct FormatArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// How to talk to a registry.
+#[derive(Args)]
+pub struct RegistryArgs {
+    /// Insist on HTTPS with a valid certificate, except on loopback
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub tls_verify: bool,
+    /// Platform to choose from a multi-platform image [default: the host's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+}
+
+/// `lighter pull`
+#[derive(Args)]
+pub struct PullArgs {
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Also build the root filesystem, which otherwise the first run does
+    #[arg(long)]
+    pub unpack: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+    /// The image: a reference, or oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE
+    pub image: String,
+}
+
+/// `lighter images`
+#[derive(Args)]
+pub struct ListArgs {
+    /// Print only IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print whole IDs
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// `lighter rmi`
+#[derive(Args)]
+pub struct RemoveArgs {
+    /// Names or IDs
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+/// `lighter image inspect`
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Names or IDs
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// How to print; there is only JSON
+    #[arg(long, value_enum, default_value_t = Format::Json, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// `lighter system prune`
+#[derive(Args)]
+pub struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    fn run(args: &[&str]) -> Box<RunArgs> {
+        match Cli::try_parse_from(["lighter", "run"].iter().chain(args)).unwrap().command {
+            Command::Run(args) => args,
+            _ => panic!("no run"),
+        }
+    }
+
+    #[test]
+    fn everything_behind_the_image_is_the_command() {
+        let args = run(&["--rm", "-e", "A=1", "alpine", "ls", "-la", "--rm"]);
+        assert_eq!(args.image_and_command, ["alpine", "ls", "-la", "--rm"]);
+        let args = run(&["alpine", "-v", "--name", "x"]);
+        assert_eq!((args.image_and_command.len(), args.name), (4, None));
+    }
+
+    #[test]
+    fn the_trace_takes_its_format_only_behind_an_equals_sign() {
+        use crate::output::Format;
+        assert_eq!(run(&["--trace", "alpine"]).trace, Some(Format::Table));
+        assert_eq!(run(&["--trace=json", "alpine"]).trace, Some(Format::Json));
+        assert_eq!(run(&["alpine"]).trace, None);
+    }
+
+    #[test]
+    fn tls_verify_can_be_switched_off() {
+        assert!(run(&["alpine"]).registry.tls_verify && run(&["--tls-verify", "alpine"]).registry.tls_verify);
+        assert!(!run(&["--tls-verify=false", "alpine"]).registry.tls_verify);
+    }
+}

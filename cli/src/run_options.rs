@@ -1,0 +1,254 @@
+//! The options of `lighter run`, and their translation for the engine.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, ValueEnum};
+use engine::plan::PlanOptions;
+use engine::plan::environment::EnvironmentOptions;
+use engine::plan::resources;
+use engine::run::{NetworkChoice, RunOptions};
+use images::pull::{PullOptions, PullPolicy};
+use images::registry::RegistryOptions;
+
+use crate::args::RegistryArgs;
+use crate::output::Format;
+
+/// `lighter run`
+#[derive(Args)]
+#[command(override_usage = "lighter run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
+pub struct RunArgs {
+    /// Leave nothing of the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Pass stdin on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable, or take the host's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set the variables in a file
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, and group, of the process
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Give the process another group
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// Program to run instead of the image's
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Name of the container
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Host name in the container [default: its ID]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Memory, with unit b, k, m or g [default: 512m]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Number of CPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: String,
+    /// Guest kernel, an ELF vmlinux or a bzImage [default: what `cargo xtask kernel` built]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk for the guest kernel
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Append to the guest kernel's command line
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub kernel_arg: Vec<String>,
+    /// Network: a bridge with NAT, or none but loopback [default: bridge where permitted]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub network: Option<NetworkMode>,
+    /// Name server for the container [default: the host's]
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
+    /// Name that the container knows an address by
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
+    /// No writable layer
+    #[arg(long)]
+    pub read_only: bool,
+    /// All capabilities
+    #[arg(long)]
+    pub privileged: bool,
+    /// Keep another capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// Resource limit
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// When to ask the registry
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub pull: PullWhen,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Show what each phase of the start took, when the container has ended
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "table")]
+    pub trace: Option<Format>,
+    /// Write the trace to a file instead of stderr
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub trace_file: Option<PathBuf>,
+    /// The image, then what to run in it
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true,
+          value_name = "IMAGE")]
+    pub image_and_command: Vec<String>,
+}
+
+/// `--network`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetworkMode {
+    /// A bridge of the host with NAT
+    Bridge,
+    /// Loopback only
+    None,
+}
+
+/// `--pull`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PullWhen {
+    /// Every time
+    Always,
+    /// If the image is not here
+    #[default]
+    Missing,
+    /// Never
+    Never,
+}
+
+impl RegistryArgs {
+    /// For the image store.
+    pub fn pull_options(&self, policy: PullPolicy) -> anyhow::Result<PullOptions> {
+        let mut options = PullOptions {
+            policy,
+            registry: RegistryOptions { tls_verify: self.tls_verify, ..RegistryOptions::default() },
+            ..PullOptions::default()
+        };
+        if let Some(platform) = &self.platform {
+            options.platform = platform.parse().context("--platform")?;
+        }
+        Ok(options)
+    }
+}
+
+impl RunArgs {
+    /// For the engine. The second value holds what the user should know.
+    pub fn run_options(self) -> anyhow::Result<(RunOptions, Vec<String>)> {
+        let mut notices = Vec::new();
+        let (image, command) =
+            self.image_and_command.split_first().context("no image was named: lighter run IMAGE")?;
+        ensure!(!image.starts_with('-'), "unknown option {image}: see `lighter run --help`");
+        let policy = match self.pull {
+            PullWhen::Always => PullPolicy::Always,
+            PullWhen::Missing => PullPolicy::Missing,
+            PullWhen::Never => PullPolicy::Never,
+        };
+        let memory_mib =
+            self.memory.as_deref().map_or(Ok(resources::DEFAULT_MEMORY_MIB), resources::parse_memory)?;
+        let (vcpus, rounded) = resources::parse_cpus(&self.cpus)?;
+        if rounded {
+            notices.push(format!("--cpus {} is rounded up to {vcpus}: a machine has whole CPUs", self.cpus));
+        }
+        let plan = PlanOptions {
+            entrypoint: self.entrypoint,
+            command: command.to_vec(),
+            environment: EnvironmentOptions { files: self.env_file, variables: self.env },
+            workdir: self.workdir,
+            user: self.user,
+            groups: self.group_add,
+            hostname: self.hostname,
+            interactive: self.interactive,
+            terminal: self.tty.then(terminal_size),
+            read_only: self.read_only,
+            privileged: self.privileged,
+            cap_add: self.cap_add,
+            cap_drop: self.cap_drop,
+            ulimits: self.ulimit,
+            no_new_privileges: no_new_privileges(&self.security_opt)?,
+            extra_hosts: self.add_host.iter().map(|text| add_host(text)).collect::<Result<_, _>>()?,
+        };
+        let options = RunOptions {
+            image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
+            pull: self.registry.pull_options(policy)?,
+            plan,
+            name: self.name,
+            remove: self.rm,
+            memory_mib,
+            vcpus,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            kernel_args: self.kernel_arg,
+            network: match self.network {
+                None => NetworkChoice::Auto,
+                Some(NetworkMode::Bridge) => NetworkChoice::Bridge,
+                Some(NetworkMode::None) => NetworkChoice::None,
+            },
+            dns: self.dns,
+        };
+        Ok((options, notices))
+    }
+}
+
+/// The caller's terminal, or what a terminal without a size is taken for.
+fn terminal_size() -> engine::TerminalSize {
+    engine::session::terminal::size(std::io::stdout())
+        .unwrap_or(engine::TerminalSize { rows: 24, columns: 80 })
+}
+
+fn no_new_privileges(options: &[String]) -> anyhow::Result<bool> {
+    let mut set = false;
+    for option in options {
+        set = match option.as_str() {
+            "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true" => true,
+            "no-new-privileges:false" | "no-new-privileges=false" => false,
+            other => bail!("--security-opt {other:?} is unknown: lighter has no-new-privileges"),
+        };
+    }
+    Ok(set)
+}
+
+/// Address and name, from `NAME:ADDRESS`.
+fn add_host(text: &str) -> anyhow::Result<(String, String)> {
+    let (name, address) =
+        text.split_once(':').with_context(|| format!("--add-host {text:?}: write NAME:ADDRESS"))?;
+    let plain: IpAddr = address
+        .trim_matches(['[', ']'])
+        .parse()
+        .with_context(|| format!("--add-host {text:?}: {address:?} is no address"))?;
+    ensure!(!name.is_empty() && !name.contains(char::is_whitespace), "--add-host {text:?}: no name");
+    Ok((plain.to_string(), name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_security_options_parse_or_are_named() {
+        assert_eq!(add_host("db:10.0.0.1").unwrap(), ("10.0.0.1".into(), "db".into()));
+        assert_eq!(add_host("v6:[::1]").unwrap(), ("::1".into(), "v6".into()));
+        for bad in ["db", "db:x", ":10.0.0.1", "a b:10.0.0.1"] {
+            assert!(add_host(bad).unwrap_err().to_string().contains("--add-host"), "{bad}");
+        }
+        assert!(no_new_privileges(&["no-new-privileges".into()]).unwrap());
+        assert!(no_new_privileges(&["seccomp=x".into()]).is_err());
+    }
+}

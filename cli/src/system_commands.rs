@@ -1,0 +1,69 @@
+//! `lighter system df`, `system prune` and `version`.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, ensure};
+use engine::dirs::Dirs;
+use images::Store;
+use serde_json::json;
+
+use crate::args::PruneArgs;
+use crate::output::{self, Format};
+
+/// What takes disk space.
+pub fn disk_usage(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
+    let usage = Store::open(&dirs.data)?.system_df()?;
+    if format == Format::Json {
+        return output::print_json(&json!({"schema": "lighter.df.v1", "usage": usage}));
+    }
+    let mut table = output::table(&["TYPE", "FILES", "SIZE", "RECLAIMABLE"]);
+    for (kind, usage) in
+        [("Blobs", usage.blobs), ("Unfinished", usage.partial), ("Root filesystems", usage.rootfs)]
+    {
+        table.add_row([
+            kind.to_owned(),
+            usage.count.to_string(),
+            output::human_size(usage.bytes),
+            output::human_size(usage.reclaimable),
+        ]);
+    }
+    output::print_table(&table)
+}
+
+/// Removes what no image needs.
+pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
+    if !args.force {
+        ensure!(
+            std::io::stdin().is_terminal(),
+            "`lighter system prune` asks first; use --force where nobody answers"
+        );
+        eprint!("Remove unfinished downloads and everything that no image needs? [y/N] ");
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+        ensure!(answer.trim().eq_ignore_ascii_case("y"), "nothing was removed");
+    }
+    let collected = Store::open(&dirs.data)?.prune()?;
+    if collected.deferred {
+        output::notice("the store is in use, so nothing was removed; try again when no pull runs");
+    }
+    match args.format {
+        Format::Json => output::print_json(&json!({"schema": "lighter.prune.v1", "removed": collected})),
+        Format::Table => output::print(&format!(
+            "removed {} files, {}\n",
+            collected.files,
+            output::human_size(collected.bytes)
+        )),
+    }
+}
+
+/// Versions.
+pub fn version(format: Format) -> anyhow::Result<()> {
+    let (version, protocol) = (env!("CARGO_PKG_VERSION"), engine::PROTOCOL_VERSION);
+    match format {
+        Format::Json => output::print_json(
+            &json!({"schema": "lighter.version.v1", "version": version, "agent_protocol": protocol}),
+        ),
+        Format::Table => output::print(&format!("lighter {version}, agent protocol {protocol}\n")),
+    }
+}
