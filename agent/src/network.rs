@@ -14,8 +14,10 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
-/// NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
-const FLAGS: u16 = 0x1 | 0x4 | 0x400 | 0x100;
+/// NLM_F_REQUEST | NLM_F_ACK
+const CHANGE: u16 = 0x1 | 0x4;
+/// The same | NLM_F_CREATE | NLM_F_REPLACE, which links refuse
+const SET: u16 = CHANGE | 0x400 | 0x100;
 
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
@@ -52,7 +54,7 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
 }
 
 fn link_up(index: u32, mtu: Option<u32>) -> Message {
-    let mut message = Message::new(RTM_NEWLINK);
+    let mut message = Message::new(RTM_NEWLINK, CHANGE);
     // struct ifinfomsg: family, pad, type, index, flags, change mask
     message.bytes(&[0; 4]).word(index).word(IFF_UP).word(IFF_UP);
     if let Some(mtu) = mtu {
@@ -62,7 +64,7 @@ fn link_up(index: u32, mtu: Option<u32>) -> Message {
 }
 
 fn new_address(index: u32, address: IpAddr, prefix: u8) -> Message {
-    let mut message = Message::new(RTM_NEWADDR);
+    let mut message = Message::new(RTM_NEWADDR, SET);
     let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
     // struct ifaddrmsg: family, prefix length, flags, scope, index
     message.bytes(&[family(address), prefix, flags, 0]).word(index);
@@ -71,7 +73,7 @@ fn new_address(index: u32, address: IpAddr, prefix: u8) -> Message {
 }
 
 fn default_route(index: u32, gateway: IpAddr) -> Message {
-    let mut message = Message::new(RTM_NEWROUTE);
+    let mut message = Message::new(RTM_NEWROUTE, SET);
     // struct rtmsg: family, prefix lengths of destination and source, tos, table, protocol, scope, type, flags
     message.bytes(&[family(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST]).word(0);
     message.attribute(RTA_GATEWAY, &octets(gateway)).attribute(RTA_OIF, &index.to_ne_bytes());
@@ -95,10 +97,10 @@ fn octets(address: IpAddr) -> Vec<u8> {
 struct Message(Vec<u8>);
 
 impl Message {
-    fn new(kind: u16) -> Self {
+    fn new(kind: u16, flags: u16) -> Self {
         // struct nlmsghdr: length (filled at the end), type, flags, sequence number, port
         let mut message = Message(Vec::with_capacity(96));
-        message.word(0).bytes(&kind.to_ne_bytes()).bytes(&FLAGS.to_ne_bytes()).word(1).word(0);
+        message.word(0).bytes(&kind.to_ne_bytes()).bytes(&flags.to_ne_bytes()).word(1).word(0);
         message
     }
 
