@@ -49,15 +49,22 @@ pub enum Transition {
     Reset,
     /// DRIVER_OK has just been set: activate the device.
     Activate,
+    /// The driver gave up on an active device: take the queues away from it.
+    Stop,
 }
 
 /// One queue as the driver set it up. Nothing in it has been checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct QueueSetup {
+    /// Number of descriptors.
     pub size: u32,
+    /// Whether the driver uses the queue.
     pub ready: bool,
+    /// Guest physical address of the descriptor table.
     pub desc: u64,
+    /// Guest physical address of the available ring.
     pub driver: u64,
+    /// Guest physical address of the used ring.
     pub device: u64,
 }
 
@@ -90,11 +97,17 @@ impl QueueSetup {
 /// The registers that the driver writes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DriverState {
+    /// Status.
     pub status: u32,
+    /// Which word of the offered features is read.
     pub device_features_sel: u32,
+    /// Which word of the accepted features is written.
     pub driver_features_sel: u32,
+    /// The accepted features.
     pub driver_features: u64,
+    /// Which queue the queue registers are about.
     pub queue_sel: u32,
+    /// One per queue of the device.
     pub queues: Vec<QueueSetup>,
 }
 
@@ -122,8 +135,8 @@ impl DriverState {
         if value == 0 {
             return Transition::Reset;
         }
-        let before = self.status;
-        if before & (NEEDS_RESET | FAILED) != 0 {
+        let was_active = self.is_active();
+        if self.status & (NEEDS_RESET | FAILED) != 0 {
             return Transition::None;
         }
         for (bit, needed) in PREREQUISITES {
@@ -132,8 +145,11 @@ impl DriverState {
                 self.status |= bit;
             }
         }
-        let added = self.status & !before;
-        if added & DRIVER_OK != 0 && self.is_active() { Transition::Activate } else { Transition::None }
+        match (was_active, self.is_active()) {
+            (false, true) => Transition::Activate,
+            (true, false) => Transition::Stop,
+            _ => Transition::None,
+        }
     }
 
     /// A write to DriverFeatures. Ignored outside the negotiation.
@@ -217,7 +233,7 @@ mod tests {
             (ALL, ALL, ALL, Transition::None),
             (ALL, ACKNOWLEDGE, ALL, Transition::None),
             (ALL, NEEDS_RESET | 16 | 32, ALL, Transition::None),
-            (ALL, FAILED, ALL | FAILED, Transition::None),
+            (ALL, FAILED, ALL | FAILED, Transition::Stop),
             (FAILED, ALL, FAILED, Transition::None),
             (ALL | NEEDS_RESET, FAILED, ALL | NEEDS_RESET, Transition::None),
             (ALL | NEEDS_RESET, 0, ALL | NEEDS_RESET, Transition::Reset),

@@ -163,6 +163,7 @@ impl MmioTransport {
         let offered = inner.device.features();
         match inner.driver.write_status(value, offered) {
             Transition::None => {}
+            Transition::Stop => self.stop_device(&mut inner),
             Transition::Reset => {
                 self.stop_device(&mut inner);
                 inner.driver = DriverState::new(inner.device.queue_sizes());

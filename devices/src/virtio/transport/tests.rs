@@ -262,6 +262,17 @@ fn a_violation_stops_the_device_until_reset() {
 }
 
 #[test]
+fn a_driver_that_gives_up_stops_the_device() {
+    let mut driver = FakeDriver::start(Echo::default(), 0);
+    driver.transport.take_host_events();
+    driver.add_status(status::FAILED);
+    assert!(driver.transport.take_host_events().unwrap().is_empty(), "nothing to poll any more");
+    driver.submit(0, &buffers(1));
+    assert_eq!(driver.take_used(0), None);
+    assert_eq!(driver.read(register::STATUS), 0xf | status::FAILED);
+}
+
+#[test]
 fn reports_of_violations_thin_out() {
     let mut reports = 0;
     let mut driver = FakeDriver::new(Echo::default());
