@@ -193,7 +193,7 @@ fn stdin_goes_through_its_window_and_every_byte_is_credited() {
     if not_root() {
         return;
     }
-    let sent: Vec<u8> = (0..STDIN_WINDOW).map(|n| (n * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..STDIN_WINDOW).map(|n| ((n * 31) >> 3) as u8).collect();
     let copy = sent.clone();
     let (stdout, _, credit, last) = with_session(move |host| {
         host.say(&exec(&["cat"]));
