@@ -68,6 +68,14 @@ impl FakeQueue {
         Self { mem: mem.clone(), base, size, next_descriptor: 0, avail_idx: 0, used_idx: 0 }
     }
 
+    /// The same after `index` chains have been used.
+    pub fn starting_at(mem: &GuestRam, base: u64, size: u16, index: u16) -> Self {
+        for ring in [AVAIL, USED] {
+            mem.write_obj(index, GuestAddress(base + ring + 2)).unwrap();
+        }
+        Self { avail_idx: index, used_idx: index, ..Self::new(mem, base, size) }
+    }
+
     /// What the transport would hand to the device.
     pub fn to_queue(&self, event_idx: bool) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();

@@ -35,7 +35,7 @@ impl Rig {
 
     fn with(read_only: bool, features: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let content: Vec<u8> = (0..SECTORS * SECTOR_SIZE).map(|at| (at / SECTOR_SIZE) as u8).collect();
+        let content: Vec<u8> = (0..SECTORS).map(|sector| [sector as u8; 512]).collect::<Vec<_>>().concat();
         fs::write(dir.path().join("disk"), content).unwrap();
         let driver = FakeDriver::start(open(&dir, read_only), features);
         Self { dir, driver }
