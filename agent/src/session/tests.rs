@@ -215,9 +215,12 @@ fn a_host_that_overruns_the_window_is_cut_off() {
     }
     let (.., last) = with_session(|host| {
         host.say(&exec(&["sleep", "5"]));
+        let mut bytes = Vec::new();
         for _ in 0..8 {
-            host.say(&HostMessage::Stdin(vec![0; STDIN_WINDOW / 4]));
+            frame::encode(&HostMessage::Stdin(vec![0; STDIN_WINDOW / 4]), &mut bytes).unwrap();
         }
+        // The session may be closed before all of it was sent: that is the point.
+        let _ = host.stream.write_all(&bytes);
         host.hear_all()
     });
     assert!(matches!(last, AgentMessage::Failed { kind: FailureKind::Agent, .. }), "{last:?}");
