@@ -42,7 +42,8 @@ pub enum StoreError {
     },
     /// Bytes do not have the digest they were asked by.
     #[error(
-        "the content of {expected} has digest {actual}: it was damaged or tampered with and has been thrown away"
+        "the content of {expected} does not match its digest, it has {actual}: it was damaged or tampered with and has \
+         been thrown away"
     )]
     DigestMismatch {
         /// What was asked for.
