@@ -27,7 +27,7 @@ pub fn run(listener: OwnedFd, host: OwnedFd, began_ns: u64) -> Result<(), Failur
         for (session, events) in sessions.iter_mut().zip(ready.sessions) {
             session.serve(events, &mut container);
         }
-        if container.power_off_due() && sessions.iter().all(Session::is_flushed) {
+        if container.power_off_due(sessions.iter().all(Session::is_closed)) {
             container.leave();
             power::off();
         }

@@ -19,7 +19,7 @@ pub enum HostMessage {
     Signal(i32),
     /// New size of the process's terminal.
     Resize(TerminalSize),
-    /// Sync and power off now.
+    /// Sync and power off now. Sent after everything that matters was read.
     PowerOff,
 }
 
@@ -94,7 +94,7 @@ pub struct ContainerPlan {
     pub network: Option<NetworkPlan>,
     /// The main process.
     pub process: ProcessPlan,
-    /// Power off when the main process ends.
+    /// Power off when the main process ended and the host hung up.
     pub power_off_at_exit: bool,
 }
 

@@ -92,9 +92,10 @@ impl Container {
         self.power_off_requested = true;
     }
 
-    /// It is time to power off.
-    pub fn power_off_due(&self) -> bool {
-        self.power_off_requested || (self.power_off_at_exit && self.state == State::Ended)
+    /// It is time to power off: the host said so, or the container is over and the host hung up. Not before:
+    /// what the host's end has not read yet would be lost with the machine.
+    pub fn power_off_due(&self, host_gone: bool) -> bool {
+        self.power_off_requested || (self.power_off_at_exit && self.state == State::Ended && host_gone)
     }
 
     /// Makes what was written durable and the writable layer clean.

@@ -94,9 +94,9 @@ impl Session {
         }
     }
 
-    /// Everything that was said is on its way.
-    pub fn is_flushed(&self) -> bool {
-        self.closed || self.out.is_empty()
+    /// The host hung up.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// The connection and its process are gone.
