@@ -67,7 +67,7 @@ pub enum NetworkError {
     },
 }
 
-/// The bridge of one run directory, in the network namespace of this process.
+/// The bridge of one run directory, in the network namespace of this thread.
 #[derive(Clone, Debug)]
 pub struct Network {
     bridge: String,
@@ -91,12 +91,18 @@ pub struct Attachment {
 impl Network {
     /// The network of `dirs` as seen from here; nothing is made.
     pub fn here(dirs: &Dirs) -> Result<Self, NetworkError> {
-        let namespace = std::fs::metadata("/proc/self/ns/net")
-            .map_err(host("look at the network namespace in /proc/self/ns/net"))?
+        // Of this thread: a process may have threads in several.
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net")
+            .map_err(host("look at the network namespace in /proc/thread-self/ns/net"))?
             .ino();
         let states = dirs.run.join("network");
         let state = states.join(namespace.to_string());
         Ok(Self { bridge: bridge_name(&dirs.run), lock: dirs.run.join("network.lock"), states, state })
+    }
+
+    /// Name of the bridge, also of the nftables table.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
     }
 
     /// Plugs container `id` in. `dns` replaces the host's name servers.
@@ -159,7 +165,7 @@ impl Network {
         let leases = self.state.join("leases");
         std::fs::create_dir_all(&leases).map_err(host(format!("make {}", leases.display())))?;
         let routes =
-            std::fs::read_to_string("/proc/self/net/route").map_err(host("read the host's routes"))?;
+            std::fs::read_to_string("/proc/thread-self/net/route").map_err(host("read the host's routes"))?;
         let subnet = Subnet::choose(&subnet::routes(&routes)).ok_or(NetworkError::NoSubnet)?;
         std::fs::write(self.state.join("subnet"), subnet.to_string())
             .map_err(host(format!("write {}", self.state.display())))?;
