@@ -89,7 +89,7 @@ fn every_processor_starts() {
     if !kvm_is_there() {
         return;
     }
-    for vcpus in [1_u8, 2, 4] {
+    for vcpus in [1_u8, 2, 4, 32] {
         let kernel = kernel(all_processors);
         let mut vm = Vm::build(&config(&kernel, vcpus)).unwrap();
         let others = u32::from(vcpus) - 1;

@@ -125,6 +125,12 @@ impl Vcpu {
         }
     }
 
+    /// Lets the guest know that it stood still, so that its watchdogs do not take it for hung.
+    fn tell_of_pause(&self) {
+        // Fails for a guest that does not use KVM's clock, which then cannot be told.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     /// Completes the instruction that KVM's emulator gave up on, or says why it cannot be.
     fn complete(&mut self) -> Result<(), String> {
         match self.completer.complete(&mut self.fd) {

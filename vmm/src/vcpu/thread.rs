@@ -149,7 +149,10 @@ fn run(mut vcpu: Vcpu, commands: &Receiver<Command>, reporter: &Reporter) {
                 // The owner may have given up waiting.
                 let _ = done.send(());
             }
-            Some(Command::Resume) => running = true,
+            Some(Command::Resume) => {
+                vcpu.tell_of_pause();
+                running = true;
+            }
             Some(Command::Save(answer)) => {
                 let _ = answer.send(vcpu.save());
             }

@@ -46,6 +46,8 @@ pub enum BuildError {
     CreateVm(#[source] errno::Error),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error("cannot give KVM room for its task state segment")]
+    TssAddress(#[source] errno::Error),
     #[error(transparent)]
     Irq(#[from] IrqError),
     #[error("cannot read the CPUID that KVM supports")]
@@ -102,6 +104,7 @@ pub fn parts(
     let emulated_ring0 = detect::emulated_ring0(&kvm)?;
     let vm = Arc::new(kvm.create_vm().map_err(BuildError::CreateVm)?);
     memory::register(&vm, &memory)?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(BuildError::TssAddress)?;
     irq::create_split_irqchip(&vm)?;
     let machine = Machine::build(config, &vm, &memory, reporter, console)?;
     let cpuid = shaped_cpuid(&kvm, CpuidConfig { vcpus: config.vcpus, emulated_ring0 })?;
