@@ -28,6 +28,12 @@ const JOURNAL_BLOCKS: u32 = 1024;
 
 const BLOCK_SIZE: u64 = 4096;
 
+/// Bytes of a block group.
+const GROUP_SIZE: u64 = 32_768 * BLOCK_SIZE;
+
+/// A last group smaller than this is left out: it might not hold its own inode table.
+const MIN_LAST_GROUP: u64 = 8 << 20;
+
 /// Why there is no writable layer.
 #[derive(Debug, thiserror::Error)]
 pub enum Ext4Error {
@@ -57,13 +63,14 @@ pub enum Ext4Error {
     },
 }
 
-/// Makes the new file `path` an empty writable layer of `size` bytes, rounded down to whole blocks.
+/// Makes the new file `path` an empty writable layer of `size` bytes, rounded down by less than 8 MiB.
 /// After an error there is no such file, unless it was there before.
 pub fn create_writable_layer(path: &Path, size: u64) -> Result<(), Ext4Error> {
     if size < MIN_SIZE {
         return Err(Ext4Error::TooSmall { size });
     }
-    let size = size - size % BLOCK_SIZE;
+    let last_group = size % GROUP_SIZE;
+    let size = if last_group < MIN_LAST_GROUP { size - last_group } else { size - size % BLOCK_SIZE };
     let layout = layout(size).map_err(|source| Ext4Error::Layout { size, source })?;
     let failed = |source| Ext4Error::Create { path: path.to_owned(), source };
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;

@@ -253,13 +253,10 @@ fn proc_path(directory: impl AsFd, name: &[u8]) -> PathBuf {
 
 /// The attributes of `path` that an image may have. One that cannot be read counts as absent.
 fn xattrs(path: &Path) -> Vec<Xattr> {
-    let mut names = Vec::new();
-    let Ok(len) = rustix::fs::llistxattr(path, &mut [0u8; 0]) else { return Vec::new() };
-    if len == 0 {
-        return Vec::new();
-    }
-    names.resize(len, 0);
-    let Ok(len) = rustix::fs::llistxattr(path, &mut names) else { return Vec::new() };
+    // Most files have none: then nothing is allocated.
+    let len = rustix::fs::llistxattr_query(path).unwrap_or(0);
+    let mut names = vec![0; len];
+    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
     let names = names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let mut xattrs: Vec<Xattr> = names.filter_map(|name| xattr(path, name)).collect();
     xattrs.sort_by(Xattr::cmp_name);
@@ -267,8 +264,8 @@ fn xattrs(path: &Path) -> Vec<Xattr> {
 }
 
 fn xattr(path: &Path, name: &[u8]) -> Option<Xattr> {
-    let mut value = vec![0; rustix::fs::lgetxattr(path, name, &mut [0u8; 0]).ok()?];
-    let len = rustix::fs::lgetxattr(path, name, &mut value).ok()?;
+    let mut value = vec![0; rustix::fs::lgetxattr_query(path, name).ok()?];
+    let len = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
     allowed_xattr(name, &value[..len])
 }
 

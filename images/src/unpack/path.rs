@@ -4,6 +4,9 @@
 
 use super::limits::{MAX_NAME, MAX_PATH};
 
+/// What the names of whiteouts begin with.
+const WHITEOUT: &[u8] = b".wh.";
+
 /// A name that no honest layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -50,20 +53,27 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
         match component {
             b"" | b"." => {}
             b".." => return Err(PathError::Climbs),
-            _ if component.len() > MAX_NAME => return Err(PathError::NameTooLong),
             _ => components.push(component),
         }
+    }
+    // The prefix of a whiteout does not count: the name that it removes may have the full length.
+    let length = |(at, component): (usize, &&[u8])| match component.strip_prefix(WHITEOUT) {
+        Some(name) if at + 1 == components.len() => name.len(),
+        _ => component.len(),
+    };
+    if components.iter().enumerate().map(length).any(|length| length > MAX_NAME) {
+        return Err(PathError::NameTooLong);
     }
     Ok(components)
 }
 
 /// Tells whiteouts from entries.
 pub(super) fn role(name: &[u8]) -> Result<Role<'_>, PathError> {
-    match name.strip_prefix(b".wh.") {
+    match name.strip_prefix(WHITEOUT) {
         None => Ok(Role::Entry(name)),
         Some(b".wh..opq") => Ok(Role::Opaque),
         Some(b"" | b"." | b"..") => Err(PathError::Whiteout),
-        Some(rest) if rest.starts_with(b".wh.") => Ok(Role::Ignored),
+        Some(rest) if rest.starts_with(WHITEOUT) => Ok(Role::Ignored),
         Some(rest) => Ok(Role::Whiteout(rest)),
     }
 }
@@ -90,6 +100,14 @@ mod tests {
         assert_eq!(components(b"a\0b"), Err(PathError::Nul));
         assert_eq!(components(&[b'a'; 256]), Err(PathError::NameTooLong));
         assert_eq!(components(&b"a/".repeat(2049)), Err(PathError::TooLong));
+    }
+
+    #[test]
+    fn a_whiteout_can_name_a_file_of_full_length_but_is_no_longer_name_for_a_directory() {
+        let whiteout = [b".wh.", &[b'a'; 255][..]].concat();
+        assert_eq!(components(&whiteout), Ok(vec![&whiteout[..]]));
+        assert_eq!(components(&[&whiteout, &b"/x"[..]].concat()), Err(PathError::NameTooLong));
+        assert_eq!(components(&[&whiteout, &b"a"[..]].concat()), Err(PathError::NameTooLong));
     }
 
     #[test]
