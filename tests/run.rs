@@ -200,7 +200,7 @@ fn inside_view() -> anyhow::Result<()> {
         check umask '[ $(umask) = 0022 ]'
         check memory '[ $(sed -n "s/MemTotal: *\([0-9]*\) kB/\1/p" /proc/meminfo) -gt 200000 ]'
         check cpus '[ $(grep -c ^processor /proc/cpuinfo) -eq 2 ]'
-        check no_zombies 'sleep 0; ! ps | grep -q " Z "'
+        check no_zombies 'sleep 0; ! ps -o stat= | grep -q Z'
         check only_own_processes '[ $(ps -o pid= | wc -l) -le 6 ]'
         echo end
     "#;
