@@ -2,10 +2,28 @@
 //!
 //! On hardware the same guests run natively, so each test also states what is right.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
-use support::{kvm_is_there, results, run};
+use support::{results, run};
 use vmm::config::VmExit;
+
+kvm_tests!(
+    popcnt_counts_and_sets_the_flags,
+    crc32_gives_the_standard_check_value,
+    cmpxchg16b_exchanges_only_the_expected_value,
+    stac_and_clac_change_the_ac_flag,
+    the_time_stamp_grows_and_comes_with_the_processors_number,
+    sse_and_x87_control_words_keep_their_values,
+    segment_descriptors_can_be_asked_about,
+    cache_and_tlb_hints_go_through,
+    int3_traps_and_returns_behind_itself,
+    int_n_calls_its_handler_and_returns,
+    an_operand_that_is_not_mapped_raises_a_page_fault,
+    a_non_canonical_operand_raises_general_protection,
+    an_instruction_that_nobody_completes_ends_the_vm_with_its_name,
+);
 
 const ZERO: u64 = 1 << 6;
 const ARITHMETIC: u64 = 0x8d5;
@@ -25,11 +43,7 @@ guest!(popcnt:
     "mov [r15 + 16], rcx",
 );
 
-#[test]
 fn popcnt_counts_and_sets_the_flags() {
-    if !kvm_is_there() {
-        return;
-    }
     let [count, flags, none, zero_flags] = results(popcnt);
     assert_eq!((count, flags & ARITHMETIC), (33, 0));
     assert_eq!((none, zero_flags & ARITHMETIC), (0, ZERO));
@@ -45,11 +59,8 @@ guest!(crc32:
     "mov [r15], rax",
 );
 
-#[test]
 fn crc32_gives_the_standard_check_value() {
-    if kvm_is_there() {
-        assert_eq!(results(crc32), [0xe306_9283]);
-    }
+    assert_eq!(results(crc32), [0xe306_9283]);
 }
 
 guest!(cmpxchg16b:
@@ -71,11 +82,8 @@ guest!(cmpxchg16b:
     "mov [r15 + 40], rax",
 );
 
-#[test]
 fn cmpxchg16b_exchanges_only_the_expected_value() {
-    if kvm_is_there() {
-        assert_eq!(results(cmpxchg16b), [0, 5, 6, 1, 7, 8]);
-    }
+    assert_eq!(results(cmpxchg16b), [0, 5, 6, 1, 7, 8]);
 }
 
 guest!(stac_clac:
@@ -87,12 +95,9 @@ guest!(stac_clac:
     "pop [r15 + 8]",
 );
 
-#[test]
 fn stac_and_clac_change_the_ac_flag() {
-    if kvm_is_there() {
-        let [set, clear] = results(stac_clac);
-        assert_eq!((set & (1 << 18), clear & (1 << 18)), (1 << 18, 0));
-    }
+    let [set, clear] = results(stac_clac);
+    assert_eq!((set & (1 << 18), clear & (1 << 18)), (1 << 18, 0));
 }
 
 guest!(rdtscp:
@@ -107,13 +112,10 @@ guest!(rdtscp:
     "mov [r15 + 16], rax",
 );
 
-#[test]
 fn the_time_stamp_grows_and_comes_with_the_processors_number() {
-    if kvm_is_there() {
-        let [first, aux, second] = results(rdtscp);
-        assert!(first < second, "{first} {second}");
-        assert_eq!(aux, 0, "as after a reset");
-    }
+    let [first, aux, second] = results(rdtscp);
+    assert!(first < second, "{first} {second}");
+    assert_eq!(aux, 0, "as after a reset");
 }
 
 guest!(sse_control:
@@ -133,11 +135,8 @@ guest!(sse_control:
     "mov qword ptr [r15 + 16], 1",
 );
 
-#[test]
 fn sse_and_x87_control_words_keep_their_values() {
-    if kvm_is_there() {
-        assert_eq!(results(sse_control), [0x3f80, 0xffff_0000, 1]);
-    }
+    assert_eq!(results(sse_control), [0x3f80, 0xffff_0000, 1]);
 }
 
 guest!(segments:
@@ -164,11 +163,8 @@ guest!(segments:
     "setz byte ptr [r15 + 28]",
 );
 
-#[test]
 fn segment_descriptors_can_be_asked_about() {
-    if kvm_is_there() {
-        assert_eq!(results(segments), [1, 0xffff_ffff, 0xa0_9b00, 0x0001_0100]);
-    }
+    assert_eq!(results(segments), [1, 0xffff_ffff, 0xa0_9b00, 0x0001_0100]);
 }
 
 guest!(hints:
@@ -180,11 +176,8 @@ guest!(hints:
     "mov qword ptr [r15], 1",
 );
 
-#[test]
 fn cache_and_tlb_hints_go_through() {
-    if kvm_is_there() {
-        assert_eq!(results(hints), [1]);
-    }
+    assert_eq!(results(hints), [1]);
 }
 
 guest!(breakpoint:
@@ -201,11 +194,8 @@ guest!(breakpoint:
     "2:",
 );
 
-#[test]
 fn int3_traps_and_returns_behind_itself() {
-    if kvm_is_there() {
-        assert_eq!(results(breakpoint), [1, 1, 0xcc]);
-    }
+    assert_eq!(results(breakpoint), [1, 1, 0xcc]);
 }
 
 guest!(software_interrupt:
@@ -218,11 +208,8 @@ guest!(software_interrupt:
     "2:",
 );
 
-#[test]
 fn int_n_calls_its_handler_and_returns() {
-    if kvm_is_there() {
-        assert_eq!(results(software_interrupt), [1, 1]);
-    }
+    assert_eq!(results(software_interrupt), [1, 1]);
 }
 
 guest!(page_fault:
@@ -240,11 +227,8 @@ guest!(page_fault:
     "2: mov qword ptr [r15 + 16], 1",
 );
 
-#[test]
 fn an_operand_that_is_not_mapped_raises_a_page_fault() {
-    if kvm_is_there() {
-        assert_eq!(results(page_fault), [0, 0x8000_0040, 1]);
-    }
+    assert_eq!(results(page_fault), [0, 0x8000_0040, 1]);
 }
 
 guest!(non_canonical:
@@ -258,11 +242,8 @@ guest!(non_canonical:
     "2: mov qword ptr [r15 + 8], 1",
 );
 
-#[test]
 fn a_non_canonical_operand_raises_general_protection() {
-    if kvm_is_there() {
-        assert_eq!(results(non_canonical), [0, 1]);
-    }
+    assert_eq!(results(non_canonical), [0, 1]);
 }
 
 guest!(unsupported:
@@ -276,11 +257,7 @@ guest!(unsupported:
     "vaddps ymm0, ymm1, ymm2",
 );
 
-#[test]
 fn an_instruction_that_nobody_completes_ends_the_vm_with_its_name() {
-    if !kvm_is_there() {
-        return;
-    }
     match run(unsupported, 1).0 {
         // On hardware it is an instruction like any other.
         VmExit::PowerOff => assert!(std::arch::is_x86_feature_detected!("avx")),

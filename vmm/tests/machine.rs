@@ -1,22 +1,30 @@
 //! A VM as a whole: how it ends, its console, its vCPUs.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::os::fd::AsRawFd;
 
-use support::{DATA, PATIENCE, config, kernel, kvm_is_there, run, words};
+use support::{DATA, PATIENCE, config, kernel, run, words};
 use vmm::config::{DiskConfig, NetConfig, VmExit, VsockConfig};
+use vmm::emulation::detect;
 use vmm::vm::{Happening, Vm};
+
+kvm_tests!(
+    each_end_of_a_guest_is_told_apart,
+    the_serial_port_writes_the_console_log,
+    every_processor_starts,
+    a_ready_driver_is_reported_by_name_once,
+    what_cannot_be_built_is_refused_with_a_reason,
+    the_probe_agrees_with_what_the_processor_says,
+);
 
 guest!(power_off: "nop");
 guest!(reset: "mov al, 0xfe", "out 0x64, al", "2: hlt", "jmp 2b");
 guest!(triple_fault: "ud2");
 
-#[test]
 fn each_end_of_a_guest_is_told_apart() {
-    if !kvm_is_there() {
-        return;
-    }
     assert_eq!(run(power_off, 1).0, VmExit::PowerOff);
     assert_eq!(run(reset, 1).0, VmExit::Reset);
     let VmExit::GuestFault { what } = run(triple_fault, 1).0 else { panic!("a triple fault is a fault") };
@@ -33,11 +41,7 @@ guest!(hello:
     "4:",
 );
 
-#[test]
 fn the_serial_port_writes_the_console_log() {
-    if !kvm_is_there() {
-        return;
-    }
     let kernel = kernel(hello);
     let log = tempfile::NamedTempFile::new().unwrap();
     let mut config = config(&kernel, 1);
@@ -84,11 +88,7 @@ guest!(all_processors:
     "4:",
 );
 
-#[test]
 fn every_processor_starts() {
-    if !kvm_is_there() {
-        return;
-    }
     for vcpus in [1_u8, 2, 4, 32] {
         let kernel = kernel(all_processors);
         let mut vm = Vm::build(&config(&kernel, vcpus)).unwrap();
@@ -129,11 +129,7 @@ guest!(driver:
     "mov [r15 + 8], rax",
 );
 
-#[test]
 fn a_ready_driver_is_reported_by_name_once() {
-    if !kvm_is_there() {
-        return;
-    }
     let kernel = kernel(driver);
     let mut vm = Vm::build(&config(&kernel, 1)).unwrap();
     let rng = arch::layout::virtio_mmio_address(0) as u32;
@@ -147,11 +143,7 @@ fn a_ready_driver_is_reported_by_name_once() {
     assert_eq!(seen[1..], [Happening::DriverReady { device: "rng".into() }]);
 }
 
-#[test]
 fn what_cannot_be_built_is_refused_with_a_reason() {
-    if !kvm_is_there() {
-        return;
-    }
     let kernel = kernel(power_off);
     let refusal = |edit: &dyn Fn(&mut vmm::config::VmConfig)| {
         let mut config = config(&kernel, 1);
@@ -172,4 +164,9 @@ fn what_cannot_be_built_is_refused_with_a_reason() {
     assert!(refusal(&|config| config.net = net(-1)).contains("TAP"));
     let vsock = VsockConfig { guest_cid: 2, uds_path: "/missing/v.sock".into() };
     assert!(refusal(&|config| config.vsock = Some(vsock.clone())).contains("vsock"));
+}
+
+fn the_probe_agrees_with_what_the_processor_says() {
+    let kvm = kvm_ioctls::Kvm::new().unwrap();
+    assert_eq!(detect::probe(&kvm).unwrap(), detect::emulated_ring0(&kvm).unwrap());
 }

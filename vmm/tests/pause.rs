@@ -1,12 +1,21 @@
 //! Pausing, resuming, saving and restoring a running guest.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::time::Duration;
 
-use support::{DATA, config, kernel, kvm_is_there, words};
+use support::{DATA, config, kernel, words};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::vm::{Vm, VmState};
+
+kvm_tests!(
+    a_paused_guest_stands_still_and_goes_on,
+    requests_that_do_not_fit_the_state_are_refused,
+    a_restored_guest_goes_on_where_it_was_saved,
+    a_state_of_another_machine_is_refused,
+);
 
 // Counts for ever in memory and in a register that it never reloads.
 guest!(counter:
@@ -33,11 +42,7 @@ fn started(vcpus: u8) -> (tempfile::NamedTempFile, Vm) {
     (kernel, vm)
 }
 
-#[test]
 fn a_paused_guest_stands_still_and_goes_on() {
-    if !kvm_is_there() {
-        return;
-    }
     let (_kernel, mut vm) = started(2);
     for _ in 0..3 {
         vm.pause().unwrap();
@@ -50,11 +55,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
     }
 }
 
-#[test]
 fn requests_that_do_not_fit_the_state_are_refused() {
-    if !kvm_is_there() {
-        return;
-    }
     let (_kernel, mut vm) = started(1);
     assert_eq!(vm.start().unwrap_err().to_string(), "cannot start a VM that is running");
     assert_eq!(vm.resume().unwrap_err().to_string(), "cannot resume a VM that is running");
@@ -73,11 +74,7 @@ fn memory_file(vm: &Vm) -> std::fs::File {
     file
 }
 
-#[test]
 fn a_restored_guest_goes_on_where_it_was_saved() {
-    if !kvm_is_there() {
-        return;
-    }
     for vcpus in [1, 2] {
         let (kernel, mut vm) = started(vcpus);
         vm.pause().unwrap();
@@ -98,11 +95,7 @@ fn a_restored_guest_goes_on_where_it_was_saved() {
     }
 }
 
-#[test]
 fn a_state_of_another_machine_is_refused() {
-    if !kvm_is_there() {
-        return;
-    }
     let (kernel, mut vm) = started(1);
     vm.pause().unwrap();
     let state = vm.save_state().unwrap();

@@ -1,5 +1,7 @@
 //! The VMM process's protocol: configuration in, events out, signals.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::fs::File;
@@ -8,8 +10,14 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
 
-use support::{config, kernel, kvm_is_there};
+use support::{config, kernel};
 use vmm::config::{VmEvent, VmExit};
+
+kvm_tests!(
+    a_run_is_reported_from_start_to_exit,
+    sigterm_stops_a_running_guest,
+    failures_are_one_event_with_all_causes,
+);
 
 guest!(power_off: "nop");
 guest!(forever: "2: jmp 2b");
@@ -26,11 +34,7 @@ fn start(config: &str) -> (JoinHandle<i32>, impl Iterator<Item = VmEvent> + use<
     (thread, reader.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()))
 }
 
-#[test]
 fn a_run_is_reported_from_start_to_exit() {
-    if !kvm_is_there() {
-        return;
-    }
     let kernel = kernel(power_off);
     let (thread, events) = start(&serde_json::to_string(&config(&kernel, 1)).unwrap());
     let events: Vec<_> = events.collect();
@@ -42,11 +46,7 @@ fn a_run_is_reported_from_start_to_exit() {
     assert_eq!(thread.join().unwrap(), vmm::process::EXIT_OK);
 }
 
-#[test]
 fn sigterm_stops_a_running_guest() {
-    if !kvm_is_there() {
-        return;
-    }
     let kernel = kernel(forever);
     let (thread, mut events) = start(&serde_json::to_string(&config(&kernel, 2)).unwrap());
     assert!(matches!(events.next(), Some(VmEvent::Started { .. })));
@@ -56,11 +56,7 @@ fn sigterm_stops_a_running_guest() {
     assert_eq!(thread.join().unwrap(), vmm::process::EXIT_OK);
 }
 
-#[test]
 fn failures_are_one_event_with_all_causes() {
-    if !kvm_is_there() {
-        return;
-    }
     let failure = |text: &str| {
         let (thread, events) = start(text);
         let events: Vec<_> = events.collect();

@@ -1,8 +1,18 @@
 //! XSAVE and XRSTOR in ring 0 move the whole AVX state, on hardware and where the VMM completes them.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
-use support::{kvm_is_there, results};
+use support::results;
+
+kvm_tests!(
+    xcr0_reads_back,
+    the_standard_format_round_trips,
+    only_what_is_asked_for_is_touched,
+    the_compacted_format_round_trips,
+    what_a_processor_refuses_raises_general_protection,
+);
 
 /// Lines that turn on x87, SSE and AVX state.
 macro_rules! enable_avx {
@@ -53,11 +63,8 @@ guest!(xcr0:
     "mov [r15 + 8], rdx",
 );
 
-#[test]
 fn xcr0_reads_back() {
-    if kvm_is_there() {
-        assert_eq!(results(xcr0), [7, 0]);
-    }
+    assert_eq!(results(xcr0), [7, 0]);
 }
 
 guest!(standard:
@@ -79,11 +86,8 @@ guest!(standard:
     "mov [r15 + 32], rax",
 );
 
-#[test]
 fn the_standard_format_round_trips() {
-    if kvm_is_there() {
-        assert_eq!(results(standard), [0, 0, 7, 0x1f80, 0]);
-    }
+    assert_eq!(results(standard), [0, 0, 7, 0x1f80, 0]);
 }
 
 guest!(partial:
@@ -117,11 +121,8 @@ guest!(partial:
     compare!("0x10a0", "0x30a0", "32", "40"),
 );
 
-#[test]
 fn only_what_is_asked_for_is_touched() {
-    if kvm_is_there() {
-        assert_eq!(results(partial), [0, 0, 0, 0x5555_5555_5555_5555, 6, 0]);
-    }
+    assert_eq!(results(partial), [0, 0, 0, 0x5555_5555_5555_5555, 6, 0]);
 }
 
 guest!(compacted:
@@ -144,11 +145,8 @@ guest!(compacted:
     compare!("0x10a0", "0x30a0", "32", "24"),
 );
 
-#[test]
 fn the_compacted_format_round_trips() {
-    if kvm_is_there() {
-        assert_eq!(results(compacted), [0, 1 << 63 | 7, 0, 0]);
-    }
+    assert_eq!(results(compacted), [0, 1 << 63 | 7, 0, 0]);
 }
 
 guest!(faults:
@@ -183,9 +181,6 @@ guest!(faults:
     "2: mov qword ptr [r15 + 8], 1",
 );
 
-#[test]
 fn what_a_processor_refuses_raises_general_protection() {
-    if kvm_is_there() {
-        assert_eq!(results(faults), [4, 1]);
-    }
+    assert_eq!(results(faults), [4, 1]);
 }

@@ -5,10 +5,12 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use libtest_mimic::{Arguments, Trial};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::config::{KernelConfig, VmConfig, VmExit};
@@ -75,17 +77,38 @@ macro_rules! gate {
     };
 }
 
-/// False, with a visible line, where guests cannot run.
-pub fn kvm_is_there() -> bool {
-    let there = PathBuf::from("/dev/kvm").exists();
-    if !there {
-        eprintln!("skipped: no /dev/kvm");
-    }
-    there
+/// The file's `main`: runs these functions as tests, or counts them as ignored where there is no KVM.
+#[macro_export]
+macro_rules! kvm_tests {
+    ($($name:ident),+ $(,)?) => {
+        fn main() -> std::process::ExitCode {
+            $crate::support::main(vec![$((stringify!($name), $name as fn())),+])
+        }
+    };
+}
+
+/// Runs `tests`, at most two at once: more would only wait for each other.
+pub fn main(tests: Vec<(&'static str, fn())>) -> ExitCode {
+    let lacking = OpenOptions::new().read(true).write(true).open("/dev/kvm").err();
+    let trial = |(name, run): (&'static str, fn())| {
+        let trial = Trial::test(name, move || {
+            run();
+            Ok(())
+        });
+        match &lacking {
+            Some(error) => {
+                trial.with_ignored_flag(true).with_kind(format!("skipped: no usable /dev/kvm, {error}"))
+            }
+            None => trial,
+        }
+    };
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
 }
 
 /// The machine code of a guest.
-fn code(guest: extern "C" fn()) -> Vec<u8> {
+pub fn machine_code(guest: extern "C" fn()) -> Vec<u8> {
     let start = guest as *const u8;
     // SAFETY: `guest!` puts the length of the code, then the code, at the function's address.
     unsafe {
@@ -96,7 +119,7 @@ fn code(guest: extern "C" fn()) -> Vec<u8> {
 
 /// An ELF file that loads `guest` at [`CODE`] and enters it there.
 pub fn kernel(guest: extern "C" fn()) -> NamedTempFile {
-    let code = code(guest);
+    let code = machine_code(guest);
     let mut elf = vec![0; 0x1000];
     elf[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
     let mut put = |offset: usize, bytes: &[u8]| elf[offset..offset + bytes.len()].copy_from_slice(bytes);
