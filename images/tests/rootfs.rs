@@ -101,7 +101,7 @@ fn writable() -> Outcome {
 
 /// Everything a layer can hold, below `root`.
 fn rich_tree(root: &Path) -> Outcome {
-    let bytes = |size: usize| (0..size).map(|n| (n * n >> 3) as u8).collect::<Vec<_>>();
+    let bytes = |size: usize| (0..size).map(|n| ((n * n) >> 3) as u8).collect::<Vec<_>>();
     fs::create_dir_all(root.join("many/deep"))?;
     for size in [0, 1, 2047, 2048, 2049, 4095, 4096, 4097, 100_000, 3_000_000] {
         fs::write(root.join(format!("size{size}")), bytes(size))?;

@@ -116,7 +116,7 @@ fn a_decompression_bomb_is_refused_with_the_limit_stated() {
     assert!(source.contains("1048576") && source.contains("decompression bomb"), "{source}");
     // The limit is on all layers together.
     let layer = Archive::new().file("a", &vec![1; 600 << 10]).end();
-    assert!(unpack_with(&[layer.clone()], &limits).is_ok());
+    assert!(unpack_with(std::slice::from_ref(&layer), &limits).is_ok());
     assert!(unpack_with(&[layer.clone(), layer], &limits).is_err());
 }
 
@@ -148,7 +148,7 @@ fn a_tree_that_grows_through_links_stops_at_the_depth_limit() {
 #[test]
 fn truncated_layers_are_refused_wherever_they_end() {
     let whole = Archive::new().pax(&[("mtime", b"1")]).file("f", &[7; 3000]).0;
-    for len in 1..whole.len() {
+    for len in (1..whole.len()).step_by(37).chain([512, 1024, 1536, 2048, whole.len() - 1]) {
         let result = unpack_with(&[whole[..len].to_vec()], &Limits::default());
         let Err(UnpackError::Entry { source, .. }) = result else { panic!("{len}: {result:?}") };
         assert!(matches!(*source, EntryError::Tar(TarError::Truncated)), "{len}");
