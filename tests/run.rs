@@ -86,7 +86,7 @@ fn standard_input() -> anyhow::Result<()> {
         Installation::shared()?.command(run_args(&image, &["-i"], &["cat"])).stdin(Stdio::piped()).spawn()?;
     // Not a multiple of any buffer, and no two parts alike.
     let sent: Vec<u8> =
-        (0..700_001u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 8).to_le_bytes()).collect();
+        (0..75_001u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 8).to_le_bytes()).collect();
     let mut stdin = child.stdin.take().context("no stdin")?;
     let copy = sent.clone();
     let writer = std::thread::spawn(move || stdin.write_all(&copy));
