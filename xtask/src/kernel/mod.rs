@@ -25,7 +25,7 @@ const EMULATED_RING0: &str = include_str!("../../../resources/kernel/emulated-ri
 /// A VMM that does not complete XSAVE for the guest needs a kernel that does without.
 const WITHOUT_COMPLETION: &str = "noxsave";
 /// Right on every host; the VMM of lighter passes it, a peer must be told.
-const EVERYWHERE: &str = "noreplace-smp";
+const EVERYWHERE: &str = "noreplace-smp swiotlb=noforce";
 
 /// Options of `cargo xtask kernel`.
 #[derive(clap::Args)]
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_peer_gets_the_quirks_on_emulating_hosts_only() {
-        assert_eq!(peer_cmdline(true), "noreplace-smp");
+        assert_eq!(peer_cmdline(true), EVERYWHERE);
         let line = peer_cmdline(false);
         assert!(line.contains(" clearcpuid=popcnt,") && line.ends_with(" noxsave"), "{line}");
         assert!(!line.contains('\n'));
