@@ -23,7 +23,7 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 /// MSRs that hold guest state and survive a save and restore; KVM may lack some of them.
 ///
 /// Order matters on restore: [`TSC`] first, [`TSC_DEADLINE`] last.
-pub const SAVED: [u32; 37] = [
+pub const SAVED: [u32; 51] = [
     TSC,
     0x3b,  // TSC_ADJUST
     0x174, // SYSENTER_CS
@@ -39,10 +39,22 @@ pub const SAVED: [u32; 37] = [
     0xc000_0084, // SYSCALL_MASK
     0xc000_0102, // KERNEL_GS_BASE
     0xc000_0103, // TSC_AUX
-    0x200,       // MTRR variable ranges 0 and 1
+    0x200,       // MTRR variable ranges 0 to 7, base and mask
     0x201,
     0x202,
     0x203,
+    0x204,
+    0x205,
+    0x206,
+    0x207,
+    0x208,
+    0x209,
+    0x20a,
+    0x20b,
+    0x20c,
+    0x20d,
+    0x20e,
+    0x20f,
     0x250, // MTRR fixed ranges
     0x258,
     0x259,
@@ -57,9 +69,11 @@ pub const SAVED: [u32; 37] = [
     MTRR_DEF_TYPE,
     0x4b56_4d00, // KVM_WALL_CLOCK_NEW
     0x4b56_4d01, // KVM_SYSTEM_TIME_NEW
+    0x4b56_4d02, // KVM_ASYNC_PF_EN
     0x4b56_4d03, // KVM_STEAL_TIME
     0x4b56_4d04, // KVM_PV_EOI_EN
     0x4b56_4d05, // KVM_POLL_CONTROL
+    0x4b56_4d06, // KVM_ASYNC_PF_INT
     TSC_DEADLINE,
 ];
 
