@@ -59,7 +59,16 @@ impl Installation {
 
     /// Runs `lighter ARGS…`, which must succeed, and gives its stdout.
     pub fn stdout<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> anyhow::Result<String> {
-        let output = self.output(args)?;
+        self.stdout_within(args, GUEST_DEADLINE)
+    }
+
+    /// Like [`Installation::stdout`], for a guest that has much to do.
+    pub fn stdout_within<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        deadline: Duration,
+    ) -> anyhow::Result<String> {
+        let output = finish(self.command(args).spawn().context("cannot start lighter")?, deadline)?;
         if !output.status.success() {
             bail!("lighter ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         }

@@ -100,11 +100,11 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Image, PullError> {
         let source = source.clone().absolute();
-        if let ImageSource::Dir(path) = &source {
-            return directory(&source.to_string(), path);
-        }
         let name = source.to_string();
         let lease = self.lease()?;
+        if let ImageSource::Dir(path) = &source {
+            return directory(&name, path, lease);
+        }
         let stored = self.stored(&name, options, &lease)?;
         match (stored, options.policy) {
             (Some(image), PullPolicy::Never) => Ok(image),
@@ -210,7 +210,7 @@ fn fetch(
             let (resolved, archive) = docker::resolve(archive, reference.as_ref())?;
             store.take(&job, resolved, &archive, lease)
         }
-        ImageSource::Dir(path) => directory(&name, path),
+        ImageSource::Dir(path) => directory(&name, path, lease.clone()),
     }
 }
 
@@ -238,7 +238,7 @@ fn from_registry(
 }
 
 /// An image without layers: the directory is the root filesystem, and nothing says what to run in it.
-fn directory(name: &str, path: &std::path::Path) -> Result<Image, PullError> {
+fn directory(name: &str, path: &std::path::Path, lease: Lease) -> Result<Image, PullError> {
     let failed = |source| PullError::Directory { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_dir() {
@@ -255,7 +255,7 @@ fn directory(name: &str, path: &std::path::Path) -> Result<Image, PullError> {
         config_digest: digest,
         config,
         contents: Contents::Directory(path.to_owned()),
-        _lease: Lease::none(),
+        _lease: lease,
     })
 }
 

@@ -225,6 +225,7 @@ impl Client {
                 Err(self.failed(ureq::Error::Io(error)))
             }
             Err(error @ ureq::Error::HostNotFound) => Err(self.failed(error)),
+            Err(error) if is_bad_certificate(&error) => Err(self.failed(error)),
             // Anything else is what a server of plain HTTP makes of a TLS handshake.
             Err(_) => Ok(false),
         }
@@ -385,6 +386,16 @@ impl Client {
             detail: format!("{detail} ({fix})"),
         }
     }
+}
+
+/// Whether a TLS server was found, but not the one to trust.
+fn is_bad_certificate(error: &ureq::Error) -> bool {
+    let tls = match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn bad_host(registry: &str) -> RegistryError {

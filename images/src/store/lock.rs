@@ -10,7 +10,7 @@ use super::StoreError;
 /// The right to use the store's blobs. While one exists, in any process, garbage collection waits for another day.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    _file: Option<Arc<File>>,
+    _file: Arc<File>,
 }
 
 impl Lease {
@@ -18,12 +18,7 @@ impl Lease {
     pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
         let file = open(path)?;
         retry(|| file.lock_shared()).map_err(|source| StoreError::file("lock", path, source))?;
-        Ok(Self { _file: Some(Arc::new(file)) })
-    }
-
-    /// For an image that is not in the store.
-    pub(crate) fn none() -> Self {
-        Self { _file: None }
+        Ok(Self { _file: Arc::new(file) })
     }
 }
 
