@@ -115,7 +115,7 @@ fn guest_and_host() -> anyhow::Result<()> {
     let mut heard = String::new();
     for _ in 0..50 {
         let output = namespace
-            .command(&["/bin/busybox", "nc", "-w", "10", &address, "7000"])
+            .command(&["/bin/busybox", "nc", "-w", "60", &address, "7000"])
             .stdin(Stdio::null())
             .output()?;
         heard = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -127,7 +127,7 @@ fn guest_and_host() -> anyhow::Result<()> {
     ensure!(heard == "from the guest\n", "the host heard {heard:?} from {address}");
 
     let mut listener = namespace
-        .command(&["/bin/busybox", "nc", "-l", "-s", &gateway, "-p", "7001"])
+        .command(&["/bin/busybox", "nc", "-l", "-p", "7001"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
@@ -151,7 +151,7 @@ fn two_guests() -> anyhow::Result<()> {
     let mut stdout = BufReader::new(server.stdout.take().context("no stdout")?);
     let address = line_with(&mut stdout, "address ")?;
     let script = format!(
-        "{show}; for n in 1 2 3 4 5; do nc -w 10 {address} 7000 < /dev/null && exit 0; sleep 1; done; exit 1"
+        "{show}; for n in 1 2 3 4 5; do nc -w 60 {address} 7000 < /dev/null && exit 0; sleep 1; done; exit 1"
     );
     let client = finish(namespace.guest(&installation, &[], &script)?, GUEST_DEADLINE)?;
     let heard = String::from_utf8_lossy(&client.stdout);
@@ -181,7 +181,7 @@ fn beyond_the_host() -> anyhow::Result<()> {
         .spawn()?;
     listener.stdin.take().context("no stdin")?.write_all(b"from beyond\n")?;
     let installation = Installation::new()?;
-    let child = host.guest(&installation, &[], "nc -w 20 198.51.100.2 7000 < /dev/null")?;
+    let child = host.guest(&installation, &[], "nc -w 60 198.51.100.2 7000 < /dev/null")?;
     let output = finish(child, GUEST_DEADLINE)?;
     let _ = listener.kill();
     listener.wait()?;
