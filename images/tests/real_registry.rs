@@ -14,6 +14,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
 
+/// A name and what runs under it.
+type Test = (&'static str, fn() -> Outcome);
+
 /// What every test needs.
 const PROGRAMS: [&str; 4] = ["docker-registry", "skopeo", "umoci", "openssl"];
 
@@ -28,7 +31,7 @@ fn main() {
         return;
     }
     let arguments = Arguments::from_args();
-    let tests: [(&str, fn() -> Outcome); 6] = [
+    let tests: [Test; 6] = [
         ("images_in_both_formats_are_pulled_as_they_were_pushed", both_formats),
         ("zstd_layers_are_pulled", zstd_layers),
         ("a_password_is_asked_for_and_found", password),
