@@ -82,6 +82,12 @@ impl VmProcess {
         Ok(Self { child, events: Events::new(events), log: log.to_owned() })
     }
 
+    /// A process that a test made, with the reading end of its event pipe.
+    #[cfg(test)]
+    pub(crate) fn of_test(child: Child, events: OwnedFd, log: &Path) -> Self {
+        Self { child, events: Events::new(events), log: log.to_owned() }
+    }
+
     /// Its process ID.
     pub fn id(&self) -> u32 {
         self.child.id()

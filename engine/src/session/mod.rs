@@ -19,6 +19,10 @@ pub mod signals;
 mod stdin;
 mod supervisor;
 pub mod terminal;
+mod waiting;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

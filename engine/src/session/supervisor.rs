@@ -1,4 +1,4 @@
-//! The poll loop: who is waited for, and what happens when somebody is ready.
+//! The owner of a run: what happens when somebody is ready.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use agent_protocol::message::{ContainerPlan, ExitStatus, HostMessage};
 use images::Image;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use vmm::config::{VmConfig, VmEvent};
 
 use super::boot::{Boot, console_tail, describe};
@@ -18,13 +16,12 @@ use super::output::Output;
 use super::signals::Signals;
 use super::stdin::Stdin;
 use super::terminal::{self, RawMode};
+use super::waiting::Source;
 use super::{Outcome, SessionError};
 use crate::process::VmProcess;
 use crate::process::events::Read;
 use crate::trace::Trace;
 
-/// Bytes that wait for a caller who does not read, before the guest is made to wait.
-const MAX_PENDING: usize = 1 << 20;
 /// What a machine may take to end after it closed the session, and a process after it was asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -88,18 +85,7 @@ pub struct Session<'a> {
     pub(super) has_terminal: bool,
     pub(super) first_byte: bool,
     escalation: Escalation,
-    kill_at: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Signals,
-    VmEvents,
-    Listener,
-    Link,
-    Stdin,
-    Stdout,
-    Stderr,
+    pub(super) kill_at: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -169,55 +155,6 @@ impl<'a> Session<'a> {
             )),
             (_, None) => SessionError::Lost(format!("{end}{}", console_tail(console))),
         }
-    }
-
-    /// Waits until somebody is ready or a deadline is reached.
-    fn wait(&self) -> Result<Vec<Source>, SessionError> {
-        let mut fds = vec![(Source::Signals, PollFd::new(self.setup.signals, PollFlags::IN))];
-        if self.vm_end.is_none() {
-            fds.push((Source::VmEvents, PollFd::from_borrowed_fd(self.vm.events_fd(), PollFlags::IN)));
-        }
-        if self.link.is_none() {
-            fds.push((Source::Listener, PollFd::new(&self.setup.listener, PollFlags::IN)));
-        }
-        if let Some(link) = self.link.as_ref().filter(|_| !self.link_ended) {
-            let reading = self.stdout.pending() < MAX_PENDING && self.stderr.pending() < MAX_PENDING;
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, reading);
-            flags.set(PollFlags::OUT, link.is_waiting());
-            if !flags.is_empty() {
-                fds.push((Source::Link, PollFd::new(link, flags)));
-            }
-        }
-        if let Some(stdin) = self.stdin.as_ref().filter(|stdin| self.may_read(stdin)) {
-            fds.push((Source::Stdin, PollFd::new(stdin, PollFlags::IN)));
-        }
-        for (source, output) in [(Source::Stdout, &self.stdout), (Source::Stderr, &self.stderr)] {
-            if output.pending() > 0 {
-                fds.push((source, PollFd::new(output, PollFlags::OUT)));
-            }
-        }
-        let (sources, mut fds): (Vec<_>, Vec<_>) = fds.into_iter().unzip();
-        match poll(&mut fds, self.timeout().as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => {
-                return Err(SessionError::Host { action: "wait for the container", source: error.into() });
-            }
-        }
-        let ready = sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
-        Ok(ready.map(|(source, _)| source).collect())
-    }
-
-    fn may_read(&self, stdin: &Stdin<'_>) -> bool {
-        let link_has_room = self.link.as_ref().is_some_and(|link| !link.is_waiting());
-        self.state == State::Running && !self.link_ended && link_has_room && stdin.wants_to_read()
-    }
-
-    fn timeout(&self) -> Option<Timespec> {
-        let coming_up = matches!(self.state, State::Booting | State::Greeting | State::Starting);
-        let boot = coming_up.then(|| self.boot.deadline());
-        let deadline = [boot, self.kill_at].into_iter().flatten().min()?;
-        Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
     fn handle(&mut self, source: Source) -> Result<Option<Outcome>, SessionError> {
@@ -329,14 +266,18 @@ impl<'a> Session<'a> {
         link.send_if_room(message).map_err(|source| self.broken(source))
     }
 
+    /// The process does not run yet, and a deadline says for how long that may be so.
+    pub(super) fn is_coming_up(&self) -> bool {
+        matches!(self.state, State::Booting | State::Greeting | State::Starting)
+    }
+
     pub(super) fn broken(&self, source: LinkError) -> SessionError {
         SessionError::Link { source, console: console_tail(&self.setup.console) }
     }
 
     fn check_deadlines(&mut self) -> Result<(), SessionError> {
         let now = Instant::now();
-        let coming_up = matches!(self.state, State::Booting | State::Greeting | State::Starting);
-        if coming_up && self.vm_end.is_none() && now >= self.boot.deadline() {
+        if self.is_coming_up() && self.vm_end.is_none() && now >= self.boot.deadline() {
             return Err(SessionError::Boot(self.boot.diagnosis(true, &self.setup.console)));
         }
         if self.kill_at.is_some_and(|at| now >= at) {
