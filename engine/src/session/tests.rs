@@ -77,6 +77,11 @@ impl Vmm {
     }
 }
 
+/// A pipe that the processes of other tests do not keep open.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap()
+}
+
 /// What a session gave and what it wrote.
 struct Ended {
     result: Result<Outcome, SessionError>,
@@ -86,7 +91,7 @@ struct Ended {
 
 /// Runs a session against `play`, which is the guest and the VMM. `input` is the caller's stdin.
 fn session(input: Option<OwnedFd>, play: impl FnOnce(Agent, Vmm) + Send + 'static) -> Ended {
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = pipe();
     let reading: JoinHandle<Vec<u8>> = std::thread::spawn(move || {
         let mut bytes = Vec::new();
         std::fs::File::from(reader).read_to_end(&mut bytes).unwrap();
@@ -106,7 +111,7 @@ fn session_to(
     let path = base.path().join("v.sock_1024");
     let listener = UnixListener::bind(&path).unwrap();
     let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let (events, events_writer) = rustix::pipe::pipe().unwrap();
+    let (events, events_writer) = pipe();
     let vmm = Vmm { events: events_writer.into(), stdin: child.stdin.take().unwrap() };
     let vm = VmProcess::of_test(child, events, &base.path().join("vmm.log"));
     let guest = std::thread::spawn(move || {
@@ -165,7 +170,7 @@ fn output_comes_whole_and_before_the_end_and_the_phases_are_noted() {
 
 #[test]
 fn stdin_goes_as_far_as_the_agent_allows_and_its_end_follows() {
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = pipe();
     let writing = std::thread::spawn(move || {
         std::fs::File::from(writer).write_all(&vec![9; STDIN_WINDOW + 1000]).unwrap();
     });
@@ -248,7 +253,7 @@ fn another_protocol_and_messages_out_of_turn_end_the_session() {
 /// As `lighter run ... yes | head -1`.
 #[test]
 fn a_process_whose_output_nobody_reads_is_asked_to_stop() {
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = pipe();
     drop(reader);
     let (result, _) = session_to(&writer, None, |mut agent, _vmm| {
         agent.start();
