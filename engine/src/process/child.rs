@@ -35,6 +35,8 @@ impl ChildArgs {
 
 /// Is the VMM until the guest ends; gives the process's exit code.
 pub fn run(args: &ChildArgs) -> i32 {
+    // It was started as /proc/self/exe, which would be its name.
+    let _ = rustix::thread::set_name(c"lighter-vmm");
     if let Some(parent) = args.parent {
         let asked = set_parent_process_death_signal(Some(Signal::KILL));
         // Between its fork and the request above the parent may have died already.

@@ -62,6 +62,7 @@ impl VmProcess {
         let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
         let config_fd = config_file(config).map_err(prepare("write its configuration"))?;
         let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
+        keep_private();
         for fd in [Some(config_fd.as_fd()), Some(events_child.as_fd()), tap.map(AsFd::as_fd)] {
             fd.map_or(Ok(()), inherit).map_err(prepare("let it inherit a descriptor"))?;
         }
@@ -160,6 +161,13 @@ fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
     let file = OwnedFd::from(writer);
     seek(&file, SeekFrom::Start(0))?;
     Ok(file)
+}
+
+/// Marks everything beyond the standard streams close-on-exec, also what lighter itself inherited from a careless
+/// parent. Kernels before 5.11 cannot, which costs nothing but tidiness.
+fn keep_private() {
+    // SAFETY: the call takes three integers and changes flags of descriptors only.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
