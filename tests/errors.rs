@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         test("a_truncated_layer_is_refused", UMOCI, truncated_layer),
         test("an_env_file_that_is_missing_is_named", &[], missing_env_file),
         test("a_layer_that_climbs_out_is_refused_or_kept_inside", UMOCI, climbing_layer),
+        test("a_full_disk_is_named_and_nothing_half_made_stays", &[Need::Kvm, Need::Root], full_disk),
         test("doctor_tells_of_a_missing_kvm", &[], doctor),
     ])
 }
@@ -158,6 +159,29 @@ fn climbing_layer() -> anyhow::Result<()> {
     run(Command::new("umoci").args(["raw", "add-layer", "--image", &tagged]).arg(&tar))?;
     refused(&["run", "--rm", "--network", "none", &format!("oci:{tagged}"), "true"], &["../decoy"])?;
     ensure!(std::fs::read_to_string(&decoy)? == "untouched");
+    Ok(())
+}
+
+/// The data directory is a file system of 1 MiB in a mount namespace of the test; busybox alone is larger.
+fn full_disk() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    std::fs::create_dir_all(installation.root())?;
+    let script = "mount -t tmpfs -o size=1m none \"$LIGHTER_ROOT\"; \"$@\"; code=$?
+        find \"$LIGHTER_ROOT\" -type f -size +0; exit $code";
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(lighter_tests::lighter::binary())
+        .args(["run", "--rm", "--network", "none", &busybox_reference()?, "true"])
+        .env("LIGHTER_ROOT", installation.root())
+        .env("LIGHTER_RUN", installation.run_directory())
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125), "{}: {stderr}", output.status);
+    ensure!(stderr.contains("No space left"), "{stderr}");
+    let left = String::from_utf8_lossy(&output.stdout);
+    ensure!(left.is_empty(), "left behind: {left}");
+    let containers = installation.leftovers()?;
+    ensure!(containers.is_empty(), "left behind: {containers:?}");
     Ok(())
 }
 
