@@ -46,6 +46,7 @@ pub const TEST: &[Dependency] = &[
     dep("ip", "iproute2"),
     dep("nft", "nftables"),
     dep("setcap", "libcap2-bin"),
+    dep("openssl", "openssl"),
 ];
 
 /// What the benchmarks need beside the tests'.
