@@ -155,7 +155,7 @@ fn hostile_tree() -> anyhow::Result<()> {
     run(Command::new("umoci").args(["repack", "--image", &tagged]).arg(&bundle))?;
     let registry = Registry::start()?;
     let reference = registry.push(&format!("oci:{tagged}"), "test/odd:2")?;
-    compare(&tagged, &reference, directory.path(), 800)
+    compare(&tagged, &reference, directory.path(), 600)
 }
 
 fn debian() -> anyhow::Result<()> {
