@@ -11,6 +11,8 @@ use rustix::fs::FlockOperation;
 
 /// What a build leaves in its directory.
 pub const PRODUCTS: [&str; 2] = ["vmlinux", "System.map"];
+/// Where in the work directory it leaves them.
+pub const OUT: &str = "out";
 const CURRENT: &str = "current";
 
 /// The place of one kernel.
@@ -75,17 +77,18 @@ impl Cache {
         self.root.join("build.log")
     }
 
-    /// Moves a finished work directory to its place. The caller holds the lock.
+    /// Moves what was built in `work` to its place. The caller holds the lock.
     pub fn store(&self, work: &Path) -> anyhow::Result<PathBuf> {
         let directory = self.root.join(&self.hash);
         // Incomplete, or `find` had found it.
         remove(&directory)?;
+        let out = work.join(OUT);
         for product in PRODUCTS {
-            File::open(work.join(product))
+            File::open(out.join(product))
                 .and_then(|file| file.sync_all())
                 .with_context(|| format!("the build left no {product}"))?;
         }
-        std::fs::rename(work, &directory)
+        std::fs::rename(&out, &directory)
             .with_context(|| format!("cannot move the kernel to {}", directory.display()))?;
         self.make_current()?;
         Ok(directory.join(PRODUCTS[0]))
@@ -105,7 +108,8 @@ impl Cache {
     }
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
+/// Removes whatever is at `path`, if anything is.
+pub fn remove(path: &Path) -> anyhow::Result<()> {
     let result = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),
@@ -119,8 +123,9 @@ mod tests {
     use super::*;
 
     fn fill(work: &Path) {
+        std::fs::create_dir(work.join(OUT)).unwrap();
         for product in PRODUCTS {
-            std::fs::write(work.join(product), product).unwrap();
+            std::fs::write(work.join(OUT).join(product), product).unwrap();
         }
     }
 
@@ -130,7 +135,8 @@ mod tests {
         let cache = Cache::at(root.path().join("kernel"), "abc".into()).unwrap();
         assert_eq!(cache.find().unwrap(), None);
         let work = cache.fresh_work_dir().unwrap();
-        std::fs::write(work.join("vmlinux"), "half").unwrap();
+        std::fs::create_dir(work.join(OUT)).unwrap();
+        std::fs::write(work.join(OUT).join("vmlinux"), "half").unwrap();
         assert!(cache.store(&work).is_err());
         assert_eq!(cache.find().unwrap(), None);
 

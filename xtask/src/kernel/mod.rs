@@ -61,6 +61,8 @@ pub fn ensure() -> anyhow::Result<PathBuf> {
     let work = cache.fresh_work_dir()?;
     build(&inputs, &work, &cache.log())?;
     let path = cache.store(&work)?;
+    // The source tree goes last: whoever waits for the kernel has it by now.
+    step::step("removing the source tree", || cache::remove(&work))?;
     eprintln!("    guest kernel {}: {}", inputs.version(), path.display());
     Ok(path)
 }
@@ -88,7 +90,7 @@ fn has_hardware_virtualisation(cpuinfo: &str) -> bool {
         .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
 }
 
-/// Builds in the empty directory `work`; afterwards it holds the [`cache::PRODUCTS`].
+/// Builds in the empty directory `work`; afterwards [`cache::OUT`] in it holds the [`cache::PRODUCTS`].
 fn build(inputs: &Inputs, work: &Path, log: &Path) -> anyhow::Result<()> {
     let tree = work.join("tree");
     step::step(&format!("unpacking Linux {}", inputs.version()), || {
@@ -97,9 +99,10 @@ fn build(inputs: &Inputs, work: &Path, log: &Path) -> anyhow::Result<()> {
     })?;
     config::write(&tree, inputs.fragment())?;
     compile::vmlinux(&tree, log)?;
-    compile::strip(&tree.join("vmlinux"), &work.join("vmlinux"))?;
-    std::fs::rename(tree.join("System.map"), work.join("System.map"))?;
-    std::fs::remove_dir_all(&tree).context("cannot remove the kernel's source tree")
+    let out = work.join(cache::OUT);
+    std::fs::create_dir(&out)?;
+    compile::strip(&tree.join("vmlinux"), &out.join("vmlinux"))?;
+    std::fs::rename(tree.join("System.map"), out.join("System.map")).context("the build left no System.map")
 }
 
 /// Builds once more, elsewhere, and compares.
@@ -107,7 +110,8 @@ fn verify(cached: &Path) -> anyhow::Result<()> {
     let inputs = Inputs::read()?;
     let scratch = tempfile::tempdir()?;
     build(&inputs, scratch.path(), &scratch.path().join("build.log"))?;
-    let (first, second) = (inputs::file_hash(cached)?, inputs::file_hash(&scratch.path().join("vmlinux"))?);
+    let (first, second) =
+        (inputs::file_hash(cached)?, inputs::file_hash(&scratch.path().join(cache::OUT).join("vmlinux"))?);
     if first != second {
         bail!("two builds differ: {} has SHA-256 {first}, the second {second}", cached.display());
     }
