@@ -84,7 +84,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
         peer: "QEMU microvm".into(),
         notes: vec![
             format!("{}; {} MiB, 1 vCPU, the same kernel, disk and PID 1", qemu::version()?, MEM_SIZE_MIB),
-            "first guest instruction: first kvm_entry of the process in the host's trace".into(),
+            "first guest instruction: first KVM_RUN of the process in the host's trace".into(),
         ],
         rows,
     })

@@ -1,4 +1,7 @@
-//! The first `kvm_entry` of a process, from the kernel's own trace: the same yardstick for every VMM.
+//! The first KVM_RUN of a process, from the kernel's own trace: the same yardstick for every VMM.
+//!
+//! The event is `kvm_fpu`: KVM loads the guest's FPU state right before it enters the guest, on every kind of
+//! host. `kvm_entry` is there only with VT-x and AMD-V.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +12,7 @@ use crate::step;
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 
-/// A trace instance of our own, removed on drop, with `kvm_entry` on and times in CLOCK_MONOTONIC.
+/// A trace instance of our own, removed on drop, with the event on and times in CLOCK_MONOTONIC.
 pub struct KvmTrace {
     instance: PathBuf,
 }
@@ -36,19 +39,19 @@ impl KvmTrace {
     pub fn arm(&self) -> anyhow::Result<()> {
         self.write("tracing_on", "0")?;
         self.write("trace", "")?;
-        self.write("events/kvm/kvm_entry/enable", "1")?;
+        self.write("events/kvm/kvm_fpu/enable", "1")?;
         self.write("tracing_on", "1")
     }
 
     /// Stops recording and gives the first entry of process `pid` in CLOCK_MONOTONIC seconds.
     pub fn first_entry(&self, pid: u32) -> anyhow::Result<f64> {
         self.write("tracing_on", "0")?;
-        self.write("events/kvm/kvm_entry/enable", "0")?;
+        self.write("events/kvm/kvm_fpu/enable", "0")?;
         let trace = std::fs::read_to_string(self.instance.join("trace"))?;
         let found = trace.lines().find_map(|line| entry_time(line, pid));
         match found {
             Some(time) => Ok(time),
-            None => bail!("the trace has no kvm_entry of process {pid}"),
+            None => bail!("the trace has no KVM_RUN of process {pid}"),
         }
     }
 
@@ -64,9 +67,9 @@ impl Drop for KvmTrace {
     }
 }
 
-/// Time of a line like `comm-tid (tgid) [cpu] flags 12.345678: kvm_entry: ...` if `tgid` is `pid`.
+/// Time of a line like `comm-tid (tgid) [cpu] flags 12.345678: kvm_fpu: ...` if `tgid` is `pid`.
 fn entry_time(line: &str, pid: u32) -> Option<f64> {
-    let (before, _) = line.split_once(": kvm_entry:")?;
+    let (before, _) = line.split_once(": kvm_fpu:")?;
     let open = before.rfind('(')?;
     let tgid = before.get(open + 1..)?.split(')').next()?.trim();
     if tgid.parse::<u32>().ok()? != pid {
@@ -81,8 +84,7 @@ mod tests {
 
     #[test]
     fn the_time_of_the_right_process_is_found() {
-        let line =
-            "           vcpu0-4711    (   4700) [001] d..1.  1234.567890: kvm_entry: vcpu 0, rip 0x1000000";
+        let line = "           vcpu0-4711    (   4700) [001] d..1.  1234.567890: kvm_fpu: load";
         assert_eq!(entry_time(line, 4700), Some(1234.56789));
         assert_eq!(entry_time(line, 4711), None);
         assert_eq!(entry_time("# tracer: nop", 4700), None);
