@@ -87,6 +87,11 @@ mod tests {
         let mut vmm =
             Command::new("sh").arg("vmm").current_dir(dir.path()).stdin(Stdio::piped()).spawn().unwrap();
         let pid_file = dir.path().join("vmm.pid");
+        // The parent goes on before the kernel has laid out the new program's arguments.
+        while !is_vmm(vmm.id()) {
+            assert!(vmm.try_wait().unwrap().is_none(), "the process ended by itself");
+            std::thread::yield_now();
+        }
         record(&pid_file, vmm.id()).unwrap();
         kill(&pid_file);
         use std::os::unix::process::ExitStatusExt as _;
