@@ -15,7 +15,6 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use engine::dirs::Dirs;
 use engine::network::Network;
-use engine::process::child::{self, ChildArgs};
 use engine::session::outcome::EXIT_FAILURE;
 use engine::trace::Trace;
 
@@ -23,10 +22,6 @@ use args::{Cli, Command, ImageCommand, SystemCommand};
 
 fn main() -> ExitCode {
     let trace = Trace::start();
-    // A VMM's time to its first instruction counts, so it does not wait for the parsing of a command line.
-    if let Some(code) = as_vmm() {
-        std::process::exit(code);
-    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
@@ -40,22 +35,6 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("lighter: {}", output::error_text(&error));
             ExitCode::from(EXIT_FAILURE)
-        }
-    }
-}
-
-/// Is the VMM if the command line says `lighter vmm ...`; gives its exit code.
-fn as_vmm() -> Option<i32> {
-    let mut args = std::env::args_os().skip(1);
-    if args.next()? != "vmm" {
-        return None;
-    }
-    let args = args.map(|arg| arg.to_string_lossy().into_owned());
-    match ChildArgs::parse(args) {
-        Some(args) => Some(child::run(&args)),
-        None => {
-            eprintln!("lighter: `lighter vmm` is how lighter starts a VMM; use `lighter run`");
-            Some(i32::from(EXIT_FAILURE))
         }
     }
 }
@@ -75,7 +54,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Image(ImageCommand::Inspect(options)) => image_commands::inspect(&dirs, &options)?,
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
-        Command::Version(options) => system_commands::version(options.format)?,
+        Command::Version(options) => system_commands::version(&dirs, options.format)?,
         Command::Doctor(_) => {}
     }
     Ok(0)

@@ -57,13 +57,16 @@ pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Versions.
-pub fn version(format: Format) -> anyhow::Result<()> {
+/// Versions, and the VMM program for those who start it themselves.
+pub fn version(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
     let (version, protocol) = (env!("CARGO_PKG_VERSION"), engine::PROTOCOL_VERSION);
     match format {
-        Format::Json => output::print_json(
-            &json!({"schema": "lighter.version.v1", "version": version, "agent_protocol": protocol}),
-        ),
+        Format::Json => output::print_json(&json!({
+            "schema": "lighter.version.v1",
+            "version": version,
+            "agent_protocol": protocol,
+            "vmm": engine::carried::vmm(dirs)?,
+        })),
         Format::Table => output::print(&format!("lighter {version}, agent protocol {protocol}\n")),
     }
 }

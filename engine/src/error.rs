@@ -8,7 +8,7 @@ use images::ext4::Ext4Error;
 use images::pull::PullError;
 use images::rootfs::RootfsError;
 
-use crate::agent_disk::AgentDiskError;
+use crate::carried::CarriedError;
 use crate::container::ContainerError;
 use crate::kernel::KernelError;
 use crate::network::NetworkError;
@@ -50,7 +50,7 @@ pub enum RunError {
     Container(#[from] ContainerError),
     /// The agent's disk.
     #[error(transparent)]
-    AgentDisk(#[from] AgentDiskError),
+    Carried(#[from] CarriedError),
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),

@@ -7,7 +7,7 @@
 //! Synchronous: one thread, one poll loop per container. Only the bridge's set-up talks netlink through a small
 //! runtime of its own.
 
-pub mod agent_disk;
+pub mod carried;
 pub mod container;
 pub mod dirs;
 pub mod doctor;

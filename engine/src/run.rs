@@ -21,7 +21,7 @@ use crate::process::VmProcess;
 use crate::session::signals::Signals;
 use crate::session::{Outcome, Session, SessionError, Setup, Streams};
 use crate::trace::Trace;
-use crate::{agent_disk, kernel};
+use crate::{carried, kernel};
 
 /// The kernel's root is the agent's disk.
 const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
@@ -124,7 +124,9 @@ pub fn run(
         vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
         console_log: Some(container.console_log()),
     };
-    let result = supervise(&container, &config, &plan, attachment.as_ref(), image, &signals, streams, trace);
+    let program = carried::vmm(dirs)?;
+    let result =
+        supervise(&program, &container, &config, &plan, attachment.as_ref(), image, &signals, streams, trace);
     if matches!(result, Err(RunError::Session(SessionError::Lost(_)))) && !options.remove {
         container.keep_data();
         (watcher.notice)(&format!(
@@ -138,6 +140,7 @@ pub fn run(
 /// Starts the machine and stays with it to its end.
 #[expect(clippy::too_many_arguments, reason = "each is one owner of something that must outlive the machine")]
 fn supervise(
+    program: &Path,
     container: &Container,
     config: &VmConfig,
     plan: &Plan,
@@ -151,7 +154,7 @@ fn supervise(
     let listener = UnixListener::bind(&agent_socket)
         .map_err(|source| RunError::Host { action: "listen for the agent", source })?;
     let tap = attachment.and_then(Attachment::tap);
-    let vm = VmProcess::spawn(config, tap, &container.vmm_log())?;
+    let vm = VmProcess::spawn(program, config, tap, &container.vmm_log())?;
     container.record_vmm(vm.id())?;
     let make_plan = || plan.finish(attachment.map(|attachment| attachment.plan.clone()));
     let setup = Setup {
@@ -181,7 +184,7 @@ fn disks(
     rootfs: PathBuf,
 ) -> Result<Vec<DiskConfig>, RunError> {
     let read_only = |path, serial: &str| DiskConfig { path, read_only: true, serial: serial.to_owned() };
-    let agent = agent_disk::ensure(&dirs.data.join("agent"), agent_image::AGENT)?;
+    let agent = carried::agent_disk(dirs)?;
     let mut disks = vec![read_only(agent, "agent"), read_only(rootfs, "image")];
     if plan.writable() {
         ext4::create_writable_layer(&container.disk(), ext4::DEFAULT_SIZE)?;

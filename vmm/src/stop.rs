@@ -66,7 +66,7 @@ impl MutEventSubscriber for Stopper {
 
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new_raw(self.fd(), EventSet::IN)) {
-            eprintln!("lighter vmm: cannot wait for signals: {error}");
+            eprintln!("lighter-vmm: cannot wait for signals: {error}");
         }
     }
 }

@@ -135,6 +135,6 @@ fn host_events(event: &HostEvent) -> Events {
 /// A descriptor that cannot be polled leaves its device silent; the VM goes on and the log says why.
 fn watch(ops: &mut EventOps, events: Events) {
     if let Err(error) = ops.add(events) {
-        eprintln!("lighter vmm: cannot poll descriptor {}: {error}", events.fd());
+        eprintln!("lighter-vmm: cannot poll descriptor {}: {error}", events.fd());
     }
 }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use support::{config, kernel};
 use vmm::config::{VmEvent, VmExit};
+use vmm::process::ProcessArgs;
 
 kvm_tests!(
     a_run_is_reported_from_start_to_exit,
@@ -29,7 +30,8 @@ fn start(config: &str) -> (JoinHandle<i32>, impl Iterator<Item = VmEvent> + use<
     file.rewind().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (config_fd, event_fd) = (file.into_raw_fd(), writer.into_raw_fd());
-    let thread = std::thread::spawn(move || vmm::process::run(config_fd, event_fd));
+    let thread =
+        std::thread::spawn(move || vmm::process::run(&ProcessArgs { config_fd, event_fd, parent: None }));
     let reader = BufReader::new(File::from(std::os::fd::OwnedFd::from(reader)));
     (thread, reader.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()))
 }

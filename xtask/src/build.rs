@@ -1,6 +1,6 @@
 //! Builds the products with cargo and says where they are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -27,6 +27,13 @@ pub fn lighter() -> anyhow::Result<PathBuf> {
         let path = target_dir()?.join("release/lighter");
         path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
     })
+}
+
+/// The VMM program that `lighter` carries.
+pub fn vmm(lighter: &Path) -> anyhow::Result<PathBuf> {
+    let versions = step::run_quietly(Command::new(lighter).args(["version", "--format", "json"]))?;
+    let versions: serde_json::Value = serde_json::from_str(&versions)?;
+    versions["vmm"].as_str().map(PathBuf::from).context("lighter names no VMM program")
 }
 
 fn target_dir() -> anyhow::Result<PathBuf> {

@@ -9,11 +9,10 @@ use crate::{build, step};
 /// For each crate, our own crates that it may depend on. Tests and xtask may use any.
 const ARROWS: &[(&str, &[&str])] = &[
     ("agent", &["agent_protocol"]),
-    ("agent_image", &[]),
     ("agent_protocol", &[]),
     ("arch", &[]),
     ("devices", &[]),
-    ("engine", &["agent_image", "agent_protocol", "images", "vmm"]),
+    ("engine", &["agent_protocol", "images", "programs", "vmm"]),
     ("images", &[]),
     ("lighter", &["engine", "images", "vmm"]),
     ("vmm", &["arch", "devices"]),

@@ -1,9 +1,8 @@
 //! The VMM process of one container: started, watched through its event pipe, ended.
 //!
 //! It is a child of ours in a process group of its own, so Ctrl-C at a terminal reaches only us, and it dies with
-//! us: [`child`] asks the kernel for that before anything else.
+//! us: it asks the kernel for that before anything else.
 
-pub mod child;
 pub mod events;
 
 use std::fs::File;
@@ -53,11 +52,16 @@ pub struct VmProcess {
 }
 
 impl VmProcess {
-    /// Starts `lighter vmm` with `config`. `tap` is the descriptor that `config.net` names. What the process writes
+    /// Starts `program`, the VMM, with `config`. `tap` is the descriptor that `config.net` names. What the process writes
     /// to stderr goes to the file `log`.
     ///
     /// Call it from the thread that lives longest: the VMM dies with its parent *thread*.
-    pub fn spawn(config: &VmConfig, tap: Option<&OwnedFd>, log: &Path) -> Result<Self, ProcessError> {
+    pub fn spawn(
+        program: &Path,
+        config: &VmConfig,
+        tap: Option<&OwnedFd>,
+        log: &Path,
+    ) -> Result<Self, ProcessError> {
         let prepare = |action| move |source: io::Error| ProcessError::Prepare { action, source };
         let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
         let config_fd = config_file(config).map_err(prepare("write its configuration"))?;
@@ -67,9 +71,7 @@ impl VmProcess {
             fd.map_or(Ok(()), inherit).map_err(prepare("let it inherit a descriptor"))?;
         }
         let log_file = File::create(log).map_err(prepare("make its log"))?;
-        let path = PathBuf::from("/proc/self/exe");
-        let child = Command::new(&path)
-            .arg0("lighter")
+        let child = Command::new(program)
             .arg("vmm")
             .args(["--config-fd", &config_fd.as_raw_fd().to_string()])
             .args(["--event-fd", &events_child.as_raw_fd().to_string()])
@@ -79,7 +81,7 @@ impl VmProcess {
             .stdout(Stdio::null())
             .stderr(log_file)
             .spawn()
-            .map_err(|source| ProcessError::Spawn { path, source })?;
+            .map_err(|source| ProcessError::Spawn { path: program.to_owned(), source })?;
         Ok(Self { child, events: Events::new(events), log: log.to_owned() })
     }
 

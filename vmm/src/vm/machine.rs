@@ -256,10 +256,10 @@ impl TransportObserver for Observer {
     }
 
     fn protocol_violation(&self, device: &str, violation: &ProtocolViolation, count: u64) {
-        eprintln!("lighter vmm: {device}: {violation} (violation {count} of this device)");
+        eprintln!("lighter-vmm: {device}: {violation} (violation {count} of this device)");
     }
 
     fn host_failure(&self, device: &str, what: &str, count: u64) {
-        eprintln!("lighter vmm: {device}: {what} (failure {count} of the host at this device)");
+        eprintln!("lighter-vmm: {device}: {what} (failure {count} of the host at this device)");
     }
 }

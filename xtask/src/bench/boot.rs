@@ -35,6 +35,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     deps::ensure(deps::BENCH)?;
     let kernel = kernel::ensure()?;
     let lighter = build::lighter()?;
+    let vmm = build::vmm(&lighter)?;
     let scratch = tempfile::tempdir()?;
     let disk = guest_init::disk(scratch.path())?;
     let trace = KvmTrace::start()?;
@@ -43,7 +44,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     let (mut ours, mut theirs, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     step::step("measuring", || {
         for round in 0..=runs {
-            let mut child = spawn_lighter(&lighter, &kernel, &disk)?;
+            let mut child = spawn_lighter(&vmm, &kernel, &disk)?;
             let a = observe(&trace, &mut child, &kernel)?;
             let cmdline = format!("{CONSOLE} {CMDLINE} {quirks}");
             let b = observe(
@@ -115,7 +116,7 @@ impl Drop for Contender {
 }
 
 /// The VMM process as the engine starts it, with a pipe as its console log.
-fn spawn_lighter(lighter: &Path, kernel: &Path, disk: &Path) -> anyhow::Result<Contender> {
+fn spawn_lighter(vmm: &Path, kernel: &Path, disk: &Path) -> anyhow::Result<Contender> {
     let (console, console_writer) = rustix::pipe::pipe()?;
     let config = serde_json::json!({
         "vcpus": 1,
@@ -129,7 +130,7 @@ fn spawn_lighter(lighter: &Path, kernel: &Path, disk: &Path) -> anyhow::Result<C
     file.flush()?;
     let config = inheritable(File::open(file.path())?.into())?;
     let events = inheritable(File::options().write(true).open("/dev/null")?.into())?;
-    let mut command = Command::new(lighter);
+    let mut command = Command::new(vmm);
     command.args([
         "vmm",
         "--config-fd",

@@ -1,16 +1,19 @@
 //! The VMM process: reads a configuration from one descriptor, runs the VM, reports on another.
 //!
 //! ```text
-//! engine ── config (JSON) ──► lighter vmm --config-fd N --event-fd M ── events (JSON lines) ──► engine
+//! engine ── config (JSON) ──► lighter-vmm vmm --config-fd N --event-fd M ── events (JSON lines) ──► engine
 //! ```
-//!
-//! Called before anything else of the program runs: fast, single-threaded, with little memory.
+
+mod args;
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+pub use self::args::{ProcessArgs, USAGE};
 use crate::clock;
 use crate::config::{VmConfig, VmEvent};
 use crate::stop::StopSignals;
@@ -31,10 +34,18 @@ const FD_TABLE_SIZE: RawFd = 256;
 /// Called first thing in `main`, with no other thread in the process. The last event on `event_fd` is
 /// [`VmEvent::Exited`] or [`VmEvent::Failed`]; the caller leaves the process right afterwards. SIGTERM and
 /// SIGINT end the VM.
-pub fn run(config_fd: RawFd, event_fd: RawFd) -> i32 {
+pub fn run(args: &ProcessArgs) -> i32 {
     let process_start_ns = clock::monotonic_ns();
+    if let Some(parent) = args.parent {
+        let asked = set_parent_process_death_signal(Some(Signal::KILL));
+        // Between its fork and the request above the parent may have died already.
+        if asked.is_err() || getppid() != Some(parent) {
+            return EXIT_FAILED;
+        }
+    }
     // SAFETY: the caller gives both descriptors away.
-    let (config, events) = unsafe { (OwnedFd::from_raw_fd(config_fd), OwnedFd::from_raw_fd(event_fd)) };
+    let (config, events) =
+        unsafe { (OwnedFd::from_raw_fd(args.config_fd), OwnedFd::from_raw_fd(args.event_fd)) };
     let mut events = Events(File::from(events));
     match run_vm(File::from(config), &mut events, process_start_ns) {
         Ok(()) => EXIT_OK,

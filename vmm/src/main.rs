@@ -1,0 +1,17 @@
+//! `lighter-vmm`: one VM.
+
+use std::process::ExitCode;
+
+use vmm::process::{self, ProcessArgs};
+
+fn main() -> ExitCode {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    match ProcessArgs::parse(args) {
+        // Left without returning: what the VM holds is the kernel's to take back.
+        Some(args) => std::process::exit(process::run(&args)),
+        None => {
+            eprintln!("lighter-vmm: {}", process::USAGE);
+            ExitCode::from(125)
+        }
+    }
+}
