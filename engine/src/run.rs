@@ -122,6 +122,8 @@ pub fn run(
             Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
         }),
         vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
+        spare_slots: 0,
+        plugged: Default::default(),
         console_log: Some(container.console_log()),
     };
     let program = carried::vmm(dirs)?;

@@ -24,9 +24,29 @@ pub struct VmConfig {
     /// Socket device between host and guest.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// Virtio slots after the devices above, for [`VmConfig::plugged`]. The guest's kernel knows all of them
+    /// from its boot on; one without a device is ignored.
+    #[serde(default)]
+    pub spare_slots: u8,
+    /// Devices in the first spare slots. A restored VM may have more of them than the saved one had.
+    #[serde(default)]
+    pub plugged: PluggedConfig,
     /// Where the guest kernel's console goes; without it, console output is dropped.
     #[serde(default)]
     pub console_log: Option<PathBuf>,
+}
+
+/// Devices that a VM need not have had when it was saved, in slot order. The guest finds those that came
+/// later by probing their slots again, see `docs/vmm.md`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluggedConfig {
+    /// Block devices, named after [`VmConfig::disks`].
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network interface, `eth0` in the guest unless [`VmConfig::net`] is there.
+    #[serde(default)]
+    pub net: Option<NetConfig>,
 }
 
 /// Kernel image and its command line.

@@ -158,6 +158,15 @@ fn what_cannot_be_built_is_refused_with_a_reason() {
     let disk = DiskConfig { path: "/missing".into(), read_only: true, serial: String::new() };
     assert!(refusal(&|config| config.disks = vec![disk.clone()]).contains("/missing"));
     assert!(refusal(&|config| config.disks = vec![disk.clone(); 17]).contains("17 disks"));
+    assert!(
+        refusal(&|config| config.spare_slots = 19)
+            .starts_with("20 virtio devices and spare slots: at most 19")
+    );
+    let plug_two = refusal(&|config| {
+        config.spare_slots = 1;
+        config.plugged.disks = vec![disk.clone(); 2];
+    });
+    assert_eq!(plug_two, "2 plugged devices: there are 1 spare slots");
     let null = std::fs::File::open("/dev/null").unwrap();
     let net = |tap_fd| Some(NetConfig { tap_fd, mac: [2, 0, 0, 0, 0, 1] });
     assert!(refusal(&|config| config.net = net(null.as_raw_fd())).contains("TAP"));

@@ -6,6 +6,7 @@ pub mod device;
 mod fake_queue;
 pub mod guest_buffers;
 pub mod net;
+pub mod placeholder;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]

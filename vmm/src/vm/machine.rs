@@ -25,7 +25,8 @@ use devices::virtio::vsock::{Vsock, VsockError};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::config::{DiskConfig, VmConfig, VmExit};
+use super::spare;
+use crate::config::{DiskConfig, NetConfig, VmConfig, VmExit};
 use crate::exit::Buses;
 use crate::irq::Router;
 use crate::report::{Report, Reporter};
@@ -41,6 +42,20 @@ pub enum DeviceError {
     /// More disks than the machine has slots.
     #[error("{count} disks: at most {MAX_DISKS} are possible")]
     TooManyDisks {
+        /// Number asked for.
+        count: usize,
+    },
+    /// More plugged devices than spare slots.
+    #[error("{count} plugged devices: there are {spare} spare slots")]
+    TooManyPlugged {
+        /// Number asked for.
+        count: usize,
+        /// Spare slots of the configuration.
+        spare: usize,
+    },
+    /// More devices and spare slots than the machine has slots.
+    #[error("{count} virtio devices and spare slots: at most {} are possible", layout::VIRTIO_MMIO_SLOTS)]
+    TooManySlots {
         /// Number asked for.
         count: usize,
     },
@@ -170,7 +185,7 @@ impl Slot {
 }
 
 /// A device and its name in the guest.
-type Named = (String, Box<dyn VirtioDevice>);
+pub(super) type Named = (String, Box<dyn VirtioDevice>);
 
 /// The virtio devices of `config` in slot order.
 fn virtio_devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
@@ -178,22 +193,36 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
     if config.disks.len() > MAX_DISKS {
         return Err(DeviceError::TooManyDisks { count: config.disks.len() });
     }
-    for (disk, letter) in config.disks.iter().zip('a'..='z') {
-        devices.push((format!("vd{letter}"), Box::new(Block::open(&block_config(disk))?)));
+    for (index, config) in config.disks.iter().enumerate() {
+        devices.push(disk(index, config)?);
     }
-    if let Some(net) = &config.net {
-        let tap = Tap::from_fd(duplicate(net.tap_fd)?)?;
-        devices.push(("eth0".into(), Box::new(Net::new(tap, NetIdentity { mac: net.mac, mtu: None }))));
+    if let Some(config) = &config.net {
+        devices.push(net("eth0", config)?);
     }
     if let Some(vsock) = &config.vsock {
         devices.push(("vsock".into(), Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?)));
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
+    let count = devices.len() + usize::from(config.spare_slots);
+    if count > layout::VIRTIO_MMIO_SLOTS {
+        return Err(DeviceError::TooManySlots { count });
+    }
+    devices.extend(spare::devices(config)?);
     Ok(devices)
 }
 
-fn block_config(disk: &DiskConfig) -> BlockConfig {
-    BlockConfig { path: disk.path.clone(), read_only: disk.read_only, serial: disk.serial.clone() }
+/// Disk `index` of the guest, `vda` and so on.
+pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceError> {
+    let DiskConfig { path, read_only, serial } = config.clone();
+    // No more disks than slots, so no letter past `z`.
+    let letter = char::from(b'a' + index.min(25) as u8);
+    Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial })?)))
+}
+
+/// The network interface that the guest calls `name`.
+pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
+    let tap = Tap::from_fd(duplicate(config.tap_fd)?)?;
+    Ok((name.into(), Box::new(Net::new(tap, NetIdentity { mac: config.mac, mtu: None }))))
 }
 
 /// A descriptor of our own for the TAP interface that the configuration names by number.

@@ -11,6 +11,7 @@
 
 mod build;
 mod machine;
+mod spare;
 mod state;
 
 use std::time::{Duration, Instant};

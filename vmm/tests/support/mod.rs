@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod linux;
+
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::ExitCode;
@@ -89,16 +91,20 @@ macro_rules! kvm_tests {
 
 /// Runs `tests`, at most two at once: more would only wait for each other.
 pub fn main(tests: Vec<(&'static str, fn())>) -> ExitCode {
-    let lacking = OpenOptions::new().read(true).write(true).open("/dev/kvm").err();
+    main_lacking(tests, None)
+}
+
+/// The same for tests that need more than KVM; `lacking` is what this host does not have.
+pub fn main_lacking(tests: Vec<(&'static str, fn())>, lacking: Option<String>) -> ExitCode {
+    let no_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").err();
+    let lacking = no_kvm.map(|error| format!("no usable /dev/kvm, {error}")).or(lacking);
     let trial = |(name, run): (&'static str, fn())| {
         let trial = Trial::test(name, move || {
             run();
             Ok(())
         });
         match &lacking {
-            Some(error) => {
-                trial.with_ignored_flag(true).with_kind(format!("skipped: no usable /dev/kvm, {error}"))
-            }
+            Some(reason) => trial.with_ignored_flag(true).with_kind(format!("skipped: {reason}")),
             None => trial,
         }
     };
@@ -150,6 +156,8 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         disks: Vec::new(),
         net: None,
         vsock: None,
+        spare_slots: 0,
+        plugged: Default::default(),
         console_log: None,
     }
 }

@@ -1,0 +1,33 @@
+//! The spare virtio slots: plugged devices first, placeholders after them.
+//!
+//! ```text
+//! slots when saved:  vda  vsock  rng  spare  spare  spare
+//! slots restored:    vda  vsock  rng  vdb    vdc    spare
+//! ```
+
+use devices::virtio::placeholder::Placeholder;
+
+use super::machine::{DeviceError, Named, disk, net};
+use crate::config::VmConfig;
+
+/// Exactly `config.spare_slots` devices.
+pub fn devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
+    let plugged = &config.plugged;
+    let spare = usize::from(config.spare_slots);
+    let count = plugged.disks.len() + plugged.net.iter().len();
+    if count > spare {
+        return Err(DeviceError::TooManyPlugged { count, spare });
+    }
+    let mut devices = Vec::with_capacity(spare);
+    for (index, config) in (config.disks.len()..).zip(&plugged.disks) {
+        devices.push(disk(index, config)?);
+    }
+    if let Some(interface) = &plugged.net {
+        let name = if config.net.is_some() { "eth1" } else { "eth0" };
+        devices.push(net(name, interface)?);
+    }
+    for number in devices.len()..spare {
+        devices.push((format!("spare{number}"), Box::new(Placeholder)));
+    }
+    Ok(devices)
+}
