@@ -67,7 +67,8 @@ pub struct KernelConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Raw image file or block device; its size is a multiple of 512 bytes.
+    /// Raw image file or block device; its size is a multiple of 512 bytes. An empty file is a drive without
+    /// a medium; a VM restored from its state may have one there.
     pub path: PathBuf,
     /// Offers VIRTIO_BLK_F_RO and opens the file for reading only.
     pub read_only: bool,

@@ -7,6 +7,9 @@
 //! The guest controls every descriptor and every byte of a request. A chain without room for a header and a
 //! status breaks the protocol; any other nonsense gets a status, as a failure of the host does.
 //!
+//! A disk of no sectors is a drive without a medium. A device restored from its state may have one: the
+//! driver is told of the new capacity, which costs a guest far less than finding a new disk.
+//!
 //! Durability: with VIRTIO_BLK_F_FLUSH a write is on the medium after the next flush that the driver sees
 //! complete, without it when the write itself completes. Both mean `fdatasync`.
 
@@ -41,7 +44,8 @@ use crate::GuestRam;
 /// One disk.
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
-    /// Raw image file or host block device; its size is a multiple of 512 bytes.
+    /// Raw image file or host block device; its size is a multiple of 512 bytes. An empty file is a drive
+    /// without a medium.
     pub path: PathBuf,
     /// Offers VIRTIO_BLK_F_RO and opens the file for reading only.
     pub read_only: bool,
@@ -67,8 +71,8 @@ pub enum BlockError {
         /// Of the file.
         path: PathBuf,
     },
-    /// Not a whole number of sectors, or none.
-    #[error("disk {path} has {size} bytes: it must be a multiple of 512 and not empty")]
+    /// Not a whole number of sectors.
+    #[error("disk {path} has {size} bytes: it must be a multiple of 512")]
     InvalidSize {
         /// Of the file.
         path: PathBuf,
@@ -89,6 +93,8 @@ pub struct Block {
     disk: Disk,
     /// What the host last failed at, until somebody asks.
     failure: Option<String>,
+    /// The driver knows a drive without a medium and has to hear that there is one now.
+    medium_is_new: bool,
     /// Present from `activate` to `reset`.
     active: Option<Active>,
 }
@@ -121,6 +127,7 @@ impl Block {
             backend: Backend { file, serial },
             disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
             failure: None,
+            medium_is_new: false,
             active: None,
         })
     }
@@ -169,6 +176,9 @@ impl VirtioDevice for Block {
         let writethrough = acknowledged_features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         let queue = ActiveQueue::all(queues, &interrupt).pop();
         self.active = queue.map(|queue| Active { mem, queue, writethrough });
+        if std::mem::take(&mut self.medium_is_new) {
+            interrupt.notify_config();
+        }
     }
 
     fn reset(&mut self) {
@@ -205,7 +215,9 @@ impl VirtioDevice for Block {
         let error = |what: String| RestoreError { device: "block", what };
         let saved: BlockState = postcard::from_bytes(state).map_err(|source| error(source.to_string()))?;
         let Disk { capacity_sectors, read_only } = self.disk;
-        if saved.capacity_sectors != capacity_sectors || saved.read_only != read_only {
+        self.medium_is_new = saved.capacity_sectors == 0 && capacity_sectors != 0;
+        let same = saved.capacity_sectors == capacity_sectors || self.medium_is_new;
+        if !same || saved.read_only != read_only {
             return Err(error(format!("{saved:?} does not fit the disk, which is {:?}", self.disk)));
         }
         Ok(())
@@ -228,7 +240,7 @@ fn open_disk(config: &BlockConfig) -> Result<(File, u64), BlockError> {
         return Err(BlockError::NotADisk { path: path() });
     }
     let size = file.seek(SeekFrom::End(0)).map_err(open_error)?;
-    if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+    if !size.is_multiple_of(SECTOR_SIZE) {
         return Err(BlockError::InvalidSize { path: path(), size });
     }
     Ok((file, size))

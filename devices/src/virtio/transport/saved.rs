@@ -68,6 +68,7 @@ impl MmioTransport {
             .map_err(error)?;
         inner.device.restore(&saved.device)?;
         inner.driver = saved.driver;
+        let mut active = None;
         if inner.driver.is_active() {
             let mut queues = self.build_queues(&inner).map_err(|violation| error(violation.to_string()))?;
             if queues.len() != saved.positions.len() {
@@ -77,9 +78,13 @@ impl MmioTransport {
                 queue.set_next_avail(position.next_avail);
                 queue.set_next_used(position.next_used);
             }
+            active = Some(queues);
+        }
+        // Before the device is active, which may raise an interrupt of its own.
+        self.lines.restore(saved.interrupt_status, saved.config_generation);
+        if let Some(queues) = active {
             self.activate(&mut inner, queues);
         }
-        self.lines.restore(saved.interrupt_status, saved.config_generation);
         Ok(())
     }
 }
