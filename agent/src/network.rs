@@ -19,6 +19,7 @@ const CHANGE: u16 = 0x1 | 0x4;
 /// The same | NLM_F_CREATE | NLM_F_REPLACE, which links refuse
 const SET: u16 = CHANGE | 0x400 | 0x100;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -33,7 +34,7 @@ const RTN_UNICAST: u8 = 1;
 
 /// Brings the loopback interface up; it is always the first.
 pub fn loopback_up() -> Result<(), Failure> {
-    Netlink::open()?.request(link_up(1, None), "bring lo up")
+    Netlink::open()?.request(link_up(1), "bring lo up")
 }
 
 /// Configures `eth0` as planned.
@@ -46,20 +47,26 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
     {
         netlink.request(new_address(index, address, prefix), "give eth0 its address")?;
     }
-    netlink.request(link_up(index, Some(plan.mtu)), "bring eth0 up")?;
+    netlink.request(eth0_up(index, plan), "bring eth0 up")?;
     for gateway in plan.gateway_v4.map(IpAddr::from).into_iter().chain(plan.gateway_v6.map(IpAddr::from)) {
         netlink.request(default_route(index, gateway), "set the default route")?;
     }
     Ok(())
 }
 
-fn link_up(index: u32, mtu: Option<u32>) -> Message {
+fn link_up(index: u32) -> Message {
     let mut message = Message::new(RTM_NEWLINK, CHANGE);
     // struct ifinfomsg: family, pad, type, index, flags, change mask
     message.bytes(&[0; 4]).word(index).word(IFF_UP).word(IFF_UP);
-    if let Some(mtu) = mtu {
-        message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
-    }
+    message
+}
+
+fn eth0_up(index: u32, plan: &NetworkPlan) -> Message {
+    let mut message = link_up(index);
+    // Six bytes and two of padding, which the length leaves out.
+    let [a, b, c, d, e, f] = plan.mac;
+    message.bytes(&10u16.to_ne_bytes()).bytes(&IFLA_ADDRESS.to_ne_bytes()).bytes(&[a, b, c, d, e, f, 0, 0]);
+    message.attribute(IFLA_MTU, &plan.mtu.to_ne_bytes());
     message
 }
 
@@ -92,8 +99,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A request under construction: header, fixed part, attributes. Every part here is a multiple of four
-/// bytes long, so nothing needs padding.
+/// A request under construction: header, fixed part, attributes, each a multiple of four bytes long.
 struct Message(Vec<u8>);
 
 impl Message {

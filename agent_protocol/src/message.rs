@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Host to agent.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum HostMessage {
-    /// Prepare the machine and run the container's main process. Once per VM.
+    /// Mount the container's root and make everything else that is the same for each container of an image, and
+    /// stop there: the machine can then become a template. Once per VM.
+    Prepare(RootPlan),
+    /// Prepare the machine, unless that was done, and run the container's main process. Once per VM.
     Start(Box<ContainerPlan>),
     /// Run one more process in the container. Once per session.
     Exec(Box<ProcessPlan>),
@@ -37,6 +40,8 @@ pub enum AgentMessage {
         /// Guest CLOCK_BOOTTIME in ns when this was sent.
         now_ns: u64,
     },
+    /// The container's root is there and nothing of the container runs.
+    Prepared,
     /// The process runs (its exec succeeded).
     Started {
         /// Process ID inside the guest.
@@ -99,7 +104,7 @@ pub struct ContainerPlan {
 }
 
 /// Which disks make the root.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RootPlan {
     /// Block device with the image, EROFS, for example `/dev/vdb`.
     pub image_device: String,
@@ -110,6 +115,8 @@ pub struct RootPlan {
 /// The guest's `eth0`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct NetworkPlan {
+    /// Hardware address. The one that the device had when the machine was made may be a template's.
+    pub mac: [u8; 6],
     /// Address and prefix length.
     pub ipv4: Option<(Ipv4Addr, u8)>,
     /// Default gateway.

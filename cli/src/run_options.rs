@@ -67,6 +67,9 @@ pub struct RunArgs {
     /// Append to the guest kernel's command line
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub kernel_arg: Vec<String>,
+    /// Boot the machine instead of cloning the image's template
+    #[arg(long)]
+    pub cold: bool,
     /// Network: a bridge with NAT, or none but loopback [default: bridge where permitted]
     #[arg(long, value_enum, value_name = "MODE")]
     pub network: Option<NetworkMode>,
@@ -202,6 +205,7 @@ impl RunArgs {
                 Some(NetworkMode::None) => NetworkChoice::None,
             },
             dns: self.dns,
+            cold: self.cold,
         };
         Ok((options, notices))
     }

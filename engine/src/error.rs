@@ -15,6 +15,7 @@ use crate::network::NetworkError;
 use crate::plan::PlanError;
 use crate::process::ProcessError;
 use crate::session::SessionError;
+use crate::template::MakeError;
 
 /// A failed run.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,14 @@ pub enum RunError {
     /// The VMM process.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The template could not be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
+    /// The template does not fit this host any more.
+    #[error(
+        "the template of this image could not be used and was removed; run it again to make another one: {0}"
+    )]
+    Template(String),
     /// The machine, the guest or the agent.
     #[error(transparent)]
     Session(#[from] SessionError),

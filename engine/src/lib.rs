@@ -19,6 +19,7 @@ pub mod plan;
 pub mod process;
 pub mod run;
 pub mod session;
+pub mod template;
 pub mod text;
 pub mod trace;
 

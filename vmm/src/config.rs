@@ -34,6 +34,21 @@ pub struct VmConfig {
     /// Where the guest kernel's console goes; without it, console output is dropped.
     #[serde(default)]
     pub console_log: Option<PathBuf>,
+    /// Go on from a snapshot instead of booting the kernel.
+    #[serde(default)]
+    pub restore: Option<RestoreConfig>,
+    /// Unix socket to make for [`crate::control`]. Whoever may connect to it controls the VM.
+    #[serde(default)]
+    pub control: Option<PathBuf>,
+}
+
+/// Where a VM goes on from.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// Directory of the snapshot. Its machine must be the one configured here; disks and sockets may be other
+    /// files.
+    pub snapshot: PathBuf,
 }
 
 /// Devices that a VM need not have had when it was saved, in slot order. The guest finds those that came

@@ -5,6 +5,7 @@
 mod clock;
 mod cmdline;
 pub mod config;
+pub mod control;
 pub mod emulation;
 mod exit;
 pub mod host;
@@ -13,7 +14,9 @@ mod kvm;
 pub mod memory;
 pub mod process;
 mod report;
+pub mod snapshot;
 pub mod stop;
+pub mod text;
 mod vcpu;
 pub mod vm;
 mod worker;

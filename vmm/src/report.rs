@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::VmExit;
+use crate::control::Asked;
 
 /// One report.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub enum Report {
         /// Name of the device in the guest.
         device: String,
     },
+    /// A client of the control socket wants something; it waits for the answer before it asks again.
+    Asked(Asked),
     /// The guest ended, or cannot go on. Only the first one counts.
     Exit(VmExit),
 }

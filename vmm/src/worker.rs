@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use devices::virtio::device::HostEvent;
 use devices::virtio::transport::MmioTransport;
-use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,18 +28,39 @@ pub struct WorkerError(event_manager::Error);
 /// The event loop.
 pub struct Worker {
     manager: EventManager<Box<dyn MutEventSubscriber>>,
+    /// The devices' subscribers.
+    driven: Vec<SubscriberId>,
+    /// The same while they are left alone.
+    resting: Vec<Box<dyn MutEventSubscriber>>,
 }
 
 impl Worker {
     /// A loop that drives nothing yet.
     pub fn new() -> Result<Self, WorkerError> {
         let manager = EventManager::new_with_capacity(EVENTS_PER_WAIT).map_err(WorkerError)?;
-        Ok(Worker { manager })
+        Ok(Worker { manager, driven: Vec::new(), resting: Vec::new() })
     }
 
     /// Drives `transport` from now on. `changed` is signalled when its host descriptors may have changed.
     pub fn attach(&mut self, transport: Arc<MmioTransport>, changed: EventFd) {
-        self.manager.add_subscriber(Box::new(Driven { transport, changed, host_events: Vec::new() }));
+        let driven = Driven { transport, changed, host_events: Vec::new() };
+        self.driven.push(self.manager.add_subscriber(Box::new(driven)));
+    }
+
+    /// Leaves the devices alone until [`Worker::wake_devices`]: none of them touches guest memory meanwhile. What
+    /// they are notified of stays in their eventfds.
+    pub fn rest_devices(&mut self) {
+        for id in self.driven.drain(..) {
+            // Each is there: this and `attach` are the only ones who know it.
+            self.resting.extend(self.manager.remove_subscriber(id).ok());
+        }
+    }
+
+    /// Drives the devices again.
+    pub fn wake_devices(&mut self) {
+        for subscriber in self.resting.drain(..) {
+            self.driven.push(self.manager.add_subscriber(subscriber));
+        }
     }
 
     /// Makes [`Worker::run`] return whenever `fd` was signalled.
@@ -124,6 +145,9 @@ impl MutEventSubscriber for Driven {
             watch(ops, Events::with_data(notifier, queue as u32, EventSet::IN));
         }
         watch(ops, Events::with_data(&self.changed, TOKEN_CHANGED, EventSet::IN));
+        for event in &self.host_events {
+            watch(ops, host_events(event));
+        }
         self.update_host_events(ops);
     }
 }

@@ -2,6 +2,8 @@
 //! stay as they are.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 
 use agent_protocol::message::ContainerPlan;
@@ -9,7 +11,14 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::mounts::directory;
-use crate::failure::{Context, Failure, last_errno};
+use crate::failure::{Context, Failure};
+
+/// The files, to be written at any time.
+pub struct Files {
+    hostname: File,
+    hosts: File,
+    resolv_conf: File,
+}
 
 /// A file of the agent on its way to its place in the container.
 pub struct Overlay {
@@ -17,22 +26,33 @@ pub struct Overlay {
     target: &'static str,
 }
 
-/// Writes the files. Called in the agent's own root: a hostile image's links cannot lead anywhere from here.
-pub fn prepare(plan: &ContainerPlan) -> Result<Vec<Overlay>, Failure> {
-    let resolv_conf = plan.network.as_ref().map(|network| network.resolv_conf.as_str()).unwrap_or_default();
-    let files = [
-        ("/run/hostname", "/etc/hostname", format!("{}\n", plan.hostname)),
-        ("/run/hosts", "/etc/hosts", hosts(plan)),
-        ("/run/resolv.conf", "/etc/resolv.conf", resolv_conf.to_owned()),
-    ];
-    files.into_iter().map(|(source, target, text)| overlay(source, target, &text)).collect()
+/// Makes the files, empty. Called in the agent's own root: a hostile image's links cannot lead anywhere from here.
+pub fn make() -> Result<(Files, Vec<Overlay>), Failure> {
+    let (hostname, first) = file("/run/hostname", "/etc/hostname")?;
+    let (hosts, second) = file("/run/hosts", "/etc/hosts")?;
+    let (resolv_conf, third) = file("/run/resolv.conf", "/etc/resolv.conf")?;
+    Ok((Files { hostname, hosts, resolv_conf }, vec![first, second, third]))
 }
 
-fn overlay(source: &str, target: &'static str, text: &str) -> Result<Overlay, Failure> {
-    std::fs::write(source, text).during(&format!("write {source}"))?;
+fn file(source: &str, target: &'static str) -> Result<(File, Overlay), Failure> {
+    let file = File::create(source).during(&format!("make {source}"))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, source, flags).during(&format!("take {source} for {target}"))?;
-    Ok(Overlay { tree, target })
+    Ok((file, Overlay { tree, target }))
+}
+
+impl Files {
+    /// Writes what the plan says. Once.
+    pub fn write(&self, plan: &ContainerPlan) -> Result<(), Failure> {
+        let resolv_conf =
+            plan.network.as_ref().map(|network| network.resolv_conf.as_str()).unwrap_or_default();
+        let write = |mut file: &File, text: &str, name: &str| {
+            file.write_all(text.as_bytes()).during(&format!("write {name}"))
+        };
+        write(&self.hostname, &format!("{}\n", plan.hostname), "/etc/hostname")?;
+        write(&self.hosts, &hosts(plan), "/etc/hosts")?;
+        write(&self.resolv_conf, resolv_conf, "/etc/resolv.conf")
+    }
 }
 
 /// Lays the files over the container's. Called inside its root.
@@ -59,23 +79,4 @@ fn hosts(plan: &ContainerPlan) -> String {
         let _ = writeln!(text, "{address}\t{names}");
     }
     text
-}
-
-/// Adds the host's entropy to the guest's generator and credits it. A kernel that refuses goes on with what
-/// it has (RDRAND, virtio-rng).
-pub fn credit_entropy(entropy: &[u8; 32]) {
-    #[repr(C)]
-    struct PoolInfo {
-        entropy_bits: libc::c_int,
-        bytes: libc::c_int,
-        buffer: [u8; 32],
-    }
-    /// `_IOW('R', 0x03, int[2])`, random(4).
-    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
-    let Ok(random) = std::fs::File::open("/dev/urandom") else { return };
-    let info = PoolInfo { entropy_bits: 256, bytes: 32, buffer: *entropy };
-    // SAFETY: the ioctl reads a rand_pool_info and the `bytes` bytes that follow its header, all in `info`.
-    if unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&random), RNDADDENTROPY, &raw const info) } < 0 {
-        eprintln!("lighter-agent: the host's entropy was not taken: {}", last_errno());
-    }
 }

@@ -3,9 +3,10 @@
 mod dev;
 mod files;
 mod mounts;
+mod random;
 mod root;
 
-use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan};
+use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan};
 use rustix::process::Pid;
 
 use crate::failure::{Context, Failure};
@@ -13,50 +14,76 @@ use crate::process::{self, First, Process};
 use crate::{clock, network};
 
 /// ```text
-/// Idle -> enter -> Entered -> start_main -> Running -> main_ended -> Ended
+/// Idle -> prepare -> Prepared -> enter -> Entered -> start_main -> Running -> main_ended -> Ended
 /// ```
 #[derive(Default)]
 pub struct Container {
     state: State,
-    /// The agent's own root, below the container's.
-    outside: Option<root::Outside>,
+    /// What [`Container::prepare`] made.
+    prepared: Option<Prepared>,
     power_off_at_exit: bool,
     power_off_requested: bool,
+}
+
+/// The container's root without anything of one container in it.
+struct Prepared {
+    root: RootPlan,
+    /// The agent's own root, below the container's.
+    outside: root::Outside,
+    files: files::Files,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum State {
     #[default]
     Idle,
+    Prepared,
     Entered,
     Running(Pid),
     Ended,
 }
 
 impl Container {
-    /// Sets up the machine as the plan says and makes the container's root the agent's own.
-    pub fn enter(&mut self, plan: &ContainerPlan) -> Result<(), Failure> {
+    /// Makes the container's root the agent's own, with everything in it that no plan decides.
+    pub fn prepare(&mut self, plan: &RootPlan) -> Result<(), Failure> {
         if self.state != State::Idle {
+            return Err(Failure::agent("the container's root was mounted already"));
+        }
+        // Whatever fails from here on, it cannot be tried again.
+        self.state = State::Ended;
+        network::loopback_up()?;
+        let (files, overlays) = files::make()?;
+        let outside = root::enter(plan)?;
+        dev::mount_all()?;
+        files::lay(overlays)?;
+        if plan.writable_device.is_none() {
+            root::make_read_only()?;
+        }
+        self.prepared = Some(Prepared { root: plan.clone(), outside, files });
+        self.state = State::Prepared;
+        Ok(())
+    }
+
+    /// Makes the machine that of the plan.
+    pub fn enter(&mut self, plan: &ContainerPlan) -> Result<(), Failure> {
+        if self.state == State::Idle {
+            self.prepare(&plan.root)?;
+        }
+        if self.state != State::Prepared {
             return Err(Failure::agent("the container was started already"));
         }
-        // Whatever fails from here on, the plan cannot be tried again.
         self.state = State::Entered;
         self.power_off_at_exit = plan.power_off_at_exit;
+        let prepared = self.prepared.as_ref().filter(|prepared| prepared.root == plan.root);
+        let prepared = prepared.ok_or_else(|| Failure::agent("the machine was prepared for another root"))?;
+        // First: whatever comes later may draw from it, and a template's other clones have the same state.
+        random::reseed(&plan.entropy);
         clock::set_realtime(plan.realtime_ns).during("set the clock")?;
-        files::credit_entropy(&plan.entropy);
         rustix::system::sethostname(plan.hostname.as_bytes()).during("set the host name")?;
-        network::loopback_up()?;
         if let Some(network) = &plan.network {
             network::configure(network)?;
         }
-        let overlays = files::prepare(plan)?;
-        self.outside = Some(root::enter(&plan.root)?);
-        dev::mount_all()?;
-        files::lay(overlays)?;
-        if plan.root.writable_device.is_none() {
-            root::make_read_only()?;
-        }
-        Ok(())
+        prepared.files.write(plan)
     }
 
     /// Starts the main process, the init of a PID namespace of its own.
@@ -101,8 +128,8 @@ impl Container {
     /// Makes what was written durable and the writable layer clean.
     pub fn leave(&mut self) {
         rustix::fs::sync();
-        if let Some(outside) = self.outside.take() {
-            outside.close();
+        if let Some(prepared) = self.prepared.take() {
+            prepared.outside.close();
         }
     }
 }

@@ -133,6 +133,14 @@ impl Session {
 
     fn execute(&mut self, message: HostMessage, container: &mut Container) {
         match message {
+            HostMessage::Prepare(root) => match container.prepare(&root) {
+                Ok(()) => {
+                    // What is written now need not be written by every clone.
+                    rustix::fs::sync();
+                    self.send(&AgentMessage::Prepared);
+                }
+                Err(failure) => self.fail(failure),
+            },
             HostMessage::Start(plan) => {
                 let started = container.enter(&plan).and_then(|()| container.start_main(&plan));
                 self.started(started);

@@ -150,6 +150,17 @@ impl ActiveQueue {
             .map_err(|source| self.violation(format!("used ring flags: {source}")))
     }
 
+    /// Asks the driver to notify of the next chain that it adds, however many wait to be popped.
+    pub fn notify_of_next(&mut self, mem: &GuestRam) -> Result<(), ProtocolViolation> {
+        let next = self.queue.next_avail();
+        let waiting = self.available(mem)?;
+        // With EVENT_IDX it notifies when it adds the chain at this position (virtio 1.2, section 2.7.10).
+        self.queue.set_next_avail(next.wrapping_add(waiting));
+        let enabled = self.enable_notifications(mem);
+        self.queue.set_next_avail(next);
+        enabled.map(|_| ())
+    }
+
     /// Runs `handle` on each available chain, completes it with the number of bytes that `handle` says it
     /// wrote, and signals the driver once at the end.
     ///

@@ -111,6 +111,11 @@ impl Container {
         self.run.join("v.sock")
     }
 
+    /// The VMM's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
     /// The guest's console.
     pub fn console_log(&self) -> PathBuf {
         self.run.join("console.log")

@@ -119,6 +119,12 @@ impl Network {
         plugged
     }
 
+    /// An interface for machine `id` that leads nowhere: the guest finds the device, and nothing comes through it.
+    pub fn detached(id: &ContainerId) -> Result<OwnedFd, NetworkError> {
+        let name = format!("lt{id}");
+        tap::create(&name).map_err(host(format!("make the TAP interface {name}")))
+    }
+
     /// Removes what nobody uses; every command of lighter does it first. Costs next to nothing where there is nothing.
     pub fn sweep(&self) {
         if !self.states.exists() && links::index(&self.bridge).is_none() {
@@ -140,7 +146,9 @@ impl Network {
         let tap = tap::create(&name).map_err(host(format!("make the TAP interface {name}")))?;
         links::attach(&name, &self.bridge)
             .map_err(host(format!("plug {name} into the bridge {}", self.bridge)))?;
+        let mac = random_mac();
         let plan = NetworkPlan {
+            mac,
             ipv4: Some((address, subnet.prefix())),
             gateway_v4: Some(subnet.gateway()),
             ipv6: None,
@@ -149,7 +157,7 @@ impl Network {
             resolv_conf: resolver::resolv_conf(dns),
             extra_hosts: Vec::new(),
         };
-        Ok(Attachment { network: self.clone(), tap: Some(tap), lease: Some(lease), mac: random_mac(), plan })
+        Ok(Attachment { network: self.clone(), tap: Some(tap), lease: Some(lease), mac, plan })
     }
 
     /// The subnet of a bridge that somebody uses.

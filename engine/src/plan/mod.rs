@@ -161,6 +161,14 @@ impl Plan {
         !self.read_only
     }
 
+    /// Which disks make the root.
+    pub fn root(&self) -> RootPlan {
+        RootPlan {
+            image_device: IMAGE_DEVICE.to_owned(),
+            writable_device: self.writable().then(|| WRITABLE_DEVICE.to_owned()),
+        }
+    }
+
     /// The name that the container has on its network.
     pub fn hostname(&self) -> &str {
         &self.hostname
@@ -174,10 +182,7 @@ impl Plan {
             network
         });
         ContainerPlan {
-            root: RootPlan {
-                image_device: IMAGE_DEVICE.to_owned(),
-                writable_device: self.writable().then(|| WRITABLE_DEVICE.to_owned()),
-            },
+            root: self.root(),
             hostname: self.hostname.clone(),
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
             entropy: crate::container::id::random(),

@@ -3,6 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use agent_protocol::frame::{self, Decoder, FrameError};
 use agent_protocol::message::{AgentMessage, HostMessage};
@@ -12,12 +13,18 @@ const READ_CHUNK: usize = 64 << 10;
 /// Bytes that may wait for a guest that does not read: beyond, signals and sizes are dropped, stdin is not read.
 const MAX_WAITING: usize = 1 << 20;
 
+/// Longest answer of the VMM to `CONNECT`: `OK`, a port number, a line end.
+const MAX_ANSWER: usize = 32;
+
 /// Why the session with the agent broke.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The connection.
     #[error("the connection to the agent broke")]
     Io(#[from] io::Error),
+    /// The VMM did not connect us to the agent.
+    #[error("the VMM did not connect us to the agent: it said {0:?}")]
+    Refused(String),
     /// What came, or what should go, is no frame.
     #[error("the session with the agent broke")]
     Frame(#[from] FrameError),
@@ -36,6 +43,8 @@ pub enum Received {
 #[derive(Debug)]
 pub struct Link {
     stream: UnixStream,
+    /// The VMM's answer to `CONNECT` as far as it came; `None` once it is complete, or where none comes.
+    answer: Option<Vec<u8>>,
     decoder: Decoder,
     waiting: Vec<u8>,
 }
@@ -44,7 +53,16 @@ impl Link {
     /// A session over `stream`, on which the agent speaks first.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::default(), waiting: Vec::new() })
+        Ok(Self { stream, answer: None, decoder: Decoder::default(), waiting: Vec::new() })
+    }
+
+    /// A session with whoever listens on `port` in the guest, through the socket `vsock` of its VMM. Messages may
+    /// be sent at once: they wait in the socket until the guest takes the connection.
+    pub fn dial(vsock: &Path, port: u32) -> io::Result<Self> {
+        let mut link = Self::new(UnixStream::connect(vsock)?)?;
+        link.answer = Some(Vec::new());
+        link.waiting = format!("CONNECT {port}\n").into_bytes();
+        Ok(link)
     }
 
     /// Reads once, without waiting.
@@ -58,12 +76,30 @@ impl Link {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::End),
             Err(error) => return Err(error.into()),
         };
-        self.decoder.push(buffer.get(..count).unwrap_or_default());
+        let frames = self.after_answer(buffer.get(..count).unwrap_or_default())?;
+        self.decoder.push(frames);
         let mut messages = Vec::new();
         while let Some(message) = self.decoder.next_message()? {
             messages.push(message);
         }
         Ok(Received::Messages(messages))
+    }
+
+    /// What of `bytes` follows the VMM's answer to `CONNECT`.
+    fn after_answer<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], LinkError> {
+        let Some(answer) = &mut self.answer else { return Ok(bytes) };
+        let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |newline| newline + 1);
+        let (line, rest) = bytes.split_at(end);
+        answer.extend_from_slice(line);
+        let complete = answer.ends_with(b"\n");
+        if (complete && !answer.starts_with(b"OK ")) || answer.len() > MAX_ANSWER {
+            let said = answer.get(..answer.len().min(MAX_ANSWER)).unwrap_or_default();
+            return Err(LinkError::Refused(String::from_utf8_lossy(said).trim_end().to_owned()));
+        }
+        if complete {
+            self.answer = None;
+        }
+        Ok(rest)
     }
 
     /// Sends `message`, now or when the stream can take it.
@@ -141,6 +177,34 @@ mod tests {
             link.send_if_room(&chunk).unwrap();
         }
         assert!(link.is_waiting() && link.waiting.len() < MAX_WAITING + 70_000);
+    }
+
+    #[test]
+    fn a_dialled_session_begins_after_the_answer_however_it_is_cut() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("v.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut link = Link::dial(&path, 1024).unwrap();
+        link.send(&HostMessage::StdinEof).unwrap();
+        let (mut vmm, _) = listener.accept().unwrap();
+        let mut request = [0; 13];
+        vmm.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"CONNECT 1024\n");
+        vmm.write_all(b"OK 10").unwrap();
+        assert_eq!(link.receive().unwrap(), Received::Messages(Vec::new()));
+        let message = AgentMessage::Started { pid: 1 };
+        let mut bytes = b"24\n".to_vec();
+        frame::encode(&message, &mut bytes).unwrap();
+        vmm.write_all(&bytes).unwrap();
+        assert_eq!(link.receive().unwrap(), Received::Messages(vec![message]));
+    }
+
+    #[test]
+    fn a_refused_session_says_what_the_vmm_said() {
+        let (mut link, mut vmm) = pair();
+        link.answer = Some(Vec::new());
+        vmm.write_all(b"NO\n").unwrap();
+        assert!(link.receive().unwrap_err().to_string().contains("\"NO\""));
     }
 
     #[test]

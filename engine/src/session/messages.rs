@@ -5,7 +5,7 @@ use std::time::Instant;
 use agent_protocol::PROTOCOL_VERSION;
 use agent_protocol::message::{AgentMessage, HostMessage};
 
-use super::supervisor::{Session, State};
+use super::supervisor::{Agent, Session, State};
 use super::terminal::RawMode;
 use super::{Outcome, SessionError};
 use crate::trace::monotonic_ns;
@@ -61,13 +61,15 @@ impl Session<'_> {
                 "speaks protocol version {protocol}, this lighter {PROTOCOL_VERSION}: boot it with the agent of this lighter"
             )));
         }
-        self.setup.trace.end_at("kernel", monotonic_ns().saturating_sub(agent_ns));
-        self.setup.trace.end("agent");
-        let plan = (self.setup.plan)();
-        self.has_terminal = plan.process.terminal.is_some();
-        let Some(link) = &mut self.link else { return Ok(()) };
-        link.send(&HostMessage::Start(Box::new(plan))).map_err(|source| self.broken(source))?;
-        self.setup.trace.end("plan");
+        match self.setup.agent {
+            Agent::Connects(_) => {
+                self.setup.trace.end_at("kernel", monotonic_ns().saturating_sub(agent_ns));
+                self.setup.trace.end("agent");
+                self.send_plan()?;
+                self.setup.trace.end("plan");
+            }
+            Agent::Listens(_) => self.setup.trace.end("resume"),
+        }
         self.state = State::Starting;
         self.boot.progress(Instant::now());
         if let Some(stdin) = self.setup.streams.stdin.filter(|_| self.has_terminal) {
@@ -76,6 +78,13 @@ impl Session<'_> {
                 .map_err(|source| SessionError::Host { action: "put the terminal into raw mode", source })?;
         }
         Ok(())
+    }
+
+    pub(super) fn send_plan(&mut self) -> Result<(), SessionError> {
+        let plan = (self.setup.plan)();
+        self.has_terminal = plan.process.terminal.is_some();
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.send(&HostMessage::Start(Box::new(plan))).map_err(|source| self.broken(source))
     }
 
     fn note_first_byte(&mut self) {
@@ -94,6 +103,7 @@ fn shown(message: &str) -> String {
 fn name(message: &AgentMessage) -> &'static str {
     match message {
         AgentMessage::Hello { .. } => "Hello",
+        AgentMessage::Prepared => "Prepared",
         AgentMessage::Started { .. } => "Started",
         AgentMessage::Failed { .. } => "Failed",
         AgentMessage::Stdout(_) => "Stdout",

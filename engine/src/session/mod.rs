@@ -28,7 +28,7 @@ use std::io;
 
 use link::LinkError;
 pub use outcome::Outcome;
-pub use supervisor::{Session, Setup, Streams};
+pub use supervisor::{Agent, Session, Setup, Streams};
 
 /// Why a run gave no outcome: exit code 125.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use agent_protocol::AGENT_PORT;
 use agent_protocol::message::{ContainerPlan, ExitStatus, HostMessage};
 use images::Image;
 use vmm::config::{VmConfig, VmEvent};
@@ -36,12 +37,21 @@ pub struct Streams<'a> {
     pub stderr: BorrowedFd<'a>,
 }
 
+/// How a session with the agent comes about.
+#[derive(Debug)]
+pub enum Agent {
+    /// The guest boots and its agent connects here.
+    Connects(UnixListener),
+    /// The guest goes on from a template and its agent listens behind this socket of the vsock device.
+    Listens(PathBuf),
+}
+
 /// What a session needs beside its machine.
 pub struct Setup<'a> {
     /// The machine's configuration.
     pub config: &'a VmConfig,
-    /// Where the agent connects.
-    pub listener: UnixListener,
+    /// Where the agent is found.
+    pub agent: Agent,
     /// Makes the plan at the moment when it is sent.
     pub plan: &'a dyn Fn() -> ContainerPlan,
     /// Asks the process to end.
@@ -211,6 +221,7 @@ impl<'a> Session<'a> {
                     self.setup.trace.end_at("spawn", process_start_ns);
                     self.setup.trace.end_at("vmm", first_run_ns);
                     self.setup.until_started = None;
+                    self.dial()?;
                 }
                 VmEvent::DriverReady { .. } | VmEvent::Exited(_) => {}
             }
@@ -220,12 +231,26 @@ impl<'a> Session<'a> {
 
     /// The agent connects once, before any process of the container runs; nobody else is let in.
     fn on_connection(&mut self) -> Result<(), SessionError> {
+        let Agent::Connects(listener) = &self.setup.agent else { return Ok(()) };
         let host = |source| SessionError::Host { action: "accept the agent's connection", source };
-        let (stream, _) = self.setup.listener.accept().map_err(host)?;
+        let (stream, _) = listener.accept().map_err(host)?;
         self.link = Some(Link::new(stream).map_err(host)?);
         self.state = State::Greeting;
         self.boot.progress(Instant::now());
         Ok(())
+    }
+
+    /// Calls an agent that listens. It gets the plan at once: it is the agent of this lighter, and to wait for its
+    /// greeting would cost the guest a turn.
+    fn dial(&mut self) -> Result<(), SessionError> {
+        let Agent::Listens(vsock) = &self.setup.agent else { return Ok(()) };
+        let link = Link::dial(vsock, AGENT_PORT).map_err(|source| SessionError::Host {
+            action: "connect to the machine's vsock device",
+            source,
+        })?;
+        self.link = Some(link);
+        self.state = State::Greeting;
+        self.send_plan()
     }
 
     fn on_link(&mut self) -> Result<Option<Outcome>, SessionError> {

@@ -126,7 +126,7 @@ fn session_to(
     let mut trace = Trace::start();
     let setup = Setup {
         config: &config,
-        listener,
+        agent: super::Agent::Connects(listener),
         plan: &|| plan.finish(None),
         stop_signal: plan.stop_signal,
         console: base.path().join("console.log"),

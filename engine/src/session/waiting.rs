@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::SessionError;
 use super::stdin::Stdin;
-use super::supervisor::{Session, State};
+use super::supervisor::{Agent, Session, State};
 
 /// Bytes that wait for a caller who does not read, before the guest is made to wait.
 const MAX_PENDING: usize = 1 << 20;
@@ -31,8 +31,8 @@ impl Session<'_> {
         if self.vm_end.is_none() {
             fds.push((Source::VmEvents, PollFd::from_borrowed_fd(self.vm.events_fd(), PollFlags::IN)));
         }
-        if self.link.is_none() {
-            fds.push((Source::Listener, PollFd::new(&self.setup.listener, PollFlags::IN)));
+        if let (Agent::Connects(listener), None) = (&self.setup.agent, &self.link) {
+            fds.push((Source::Listener, PollFd::new(listener, PollFlags::IN)));
         }
         if let Some(link) = self.link.as_ref().filter(|_| !self.link_ended) {
             let reading = self.stdout.pending() < MAX_PENDING && self.stderr.pending() < MAX_PENDING;

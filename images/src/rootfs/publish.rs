@@ -79,6 +79,11 @@ fn complete(
 ) -> Result<PathBuf, RootfsError> {
     let finish = |file: &mut File| {
         let path = build(file, partial)?;
+        if exists(&path)? {
+            // Its name follows from its content, so it is the same file.
+            remove(partial)?;
+            return Ok(path);
+        }
         file.sync_all().map_err(|source| RootfsError::file("write to disk", partial, source))?;
         fs::rename(partial, &path).map_err(|source| RootfsError::file("rename", partial, source))?;
         Ok(path)

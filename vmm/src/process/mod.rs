@@ -17,6 +17,7 @@ pub use self::args::{ProcessArgs, USAGE};
 use crate::clock;
 use crate::config::{VmConfig, VmEvent};
 use crate::stop::StopSignals;
+use crate::text::with_causes;
 use crate::vm::{Happening, Vm};
 
 /// The VM ran and ended, whatever the guest did.
@@ -60,8 +61,14 @@ fn run_vm(config: File, events: &mut Events, process_start_ns: u64) -> Result<()
     prepare_process();
     let signals = StopSignals::open()?;
     let config = read_config(config)?;
-    let mut vm = Vm::build(&config)?;
+    let mut vm = match &config.restore {
+        Some(restore) => Vm::from_snapshot(&config, &restore.snapshot)?,
+        None => Vm::build(&config)?,
+    };
     vm.stop_on(signals);
+    if let Some(path) = &config.control {
+        vm.control_at(path)?;
+    }
     let built_ns = clock::monotonic_ns();
     vm.start()?;
     let emulated_ring0 = vm.emulated_ring0();
@@ -113,36 +120,5 @@ impl Events {
         let mut line = serde_json::to_vec(event).expect("invariant: events are plain data");
         line.push(b'\n');
         let _ = self.0.write_all(&line);
-    }
-}
-
-/// The error and its causes on one line.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // A transparent error has the text of its source.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::MemoryError;
-    use crate::vm::BuildError;
-
-    #[test]
-    fn causes_are_joined_once() {
-        let source = vmm_sys_util::errno::Error::new(libc::EINVAL);
-        let error = BuildError::Memory(MemoryError::Slot { gpa: 0, size: 4096, source });
-        let text = with_causes(&error);
-        assert_eq!(text, "KVM refused the memory slot at 0x0 of 4096 bytes: Invalid argument (os error 22)");
     }
 }

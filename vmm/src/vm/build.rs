@@ -86,6 +86,8 @@ pub struct Parts {
     pub memory: GuestRam,
     pub machine: Machine,
     pub vcpus: Vec<Vcpu>,
+    /// CPUID of the first vCPU.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
     pub emulated_ring0: bool,
 }
 
@@ -112,7 +114,7 @@ pub fn parts(
         .map(|id| Vcpu::create(&vm, id, &cpuid, machine.buses.clone(), Completer::new(memory.clone())))
         .collect::<Result<Vec<_>, _>>()?;
     connect(&vm, &machine)?;
-    Ok(Parts { vm, memory, machine, vcpus, emulated_ring0 })
+    Ok(Parts { vm, memory, machine, vcpus, cpuid, emulated_ring0 })
 }
 
 fn shaped_cpuid(kvm: &Kvm, config: CpuidConfig) -> Result<Vec<kvm_cpuid_entry2>, BuildError> {

@@ -11,6 +11,8 @@
 
 mod build;
 mod machine;
+mod requests;
+mod snapshot;
 mod spare;
 mod state;
 
@@ -18,9 +20,11 @@ use std::time::{Duration, Instant};
 
 use devices::GuestRam;
 use devices::serial::SerialState;
+use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::BuildError;
 pub use self::machine::DeviceError;
+pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
 use crate::config::{VmConfig, VmExit};
 use crate::memory;
@@ -83,6 +87,8 @@ pub struct Vm {
     // Dropped in this order: threads end before the devices, the memory and the VM that they use.
     vcpus: Vcpus,
     worker: Worker,
+    config: VmConfig,
+    cpuid: Vec<kvm_cpuid_entry2>,
     machine: Machine,
     reporter: Reporter,
     reports: Reports,
@@ -119,6 +125,8 @@ impl Vm {
         Ok(Vm {
             vcpus: Vcpus::Ready(parts.vcpus),
             worker,
+            config: config.clone(),
+            cpuid: parts.cpuid,
             machine: parts.machine,
             reporter,
             reports,
@@ -143,7 +151,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Takes every vCPU out of the guest. Afterwards nothing changes the guest's memory.
+    /// Takes every vCPU out of the guest and lets the devices rest. Afterwards nothing changes the guest's memory.
     pub fn pause(&mut self) -> Result<(), VmError> {
         let Vcpus::Running(handles) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("pause").into());
@@ -155,6 +163,7 @@ impl Vm {
             let _ = left.recv();
         }
         self.vcpus = Vcpus::Paused(std::mem::take(handles));
+        self.worker.rest_devices();
         Ok(())
     }
 
@@ -163,6 +172,7 @@ impl Vm {
         let Vcpus::Paused(handles) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("resume").into());
         };
+        self.worker.wake_devices();
         for handle in handles.iter() {
             handle.resume()?;
         }
@@ -210,6 +220,10 @@ impl Vm {
             match report {
                 Report::FirstRun { at_ns } => observe(Happening::FirstRun { at_ns }),
                 Report::DriverReady { device } => observe(Happening::DriverReady { device }),
+                Report::Asked(asked) => {
+                    let answer = self.serve(&asked.request);
+                    asked.answer(&answer);
+                }
                 Report::Exit(exit) => self.ended = Some(exit),
             }
         }

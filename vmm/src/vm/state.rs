@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
 use super::{BuildError, Vcpus, Vm, WrongState};
+use crate::snapshot::ReadError;
 use crate::vcpu::{StateError, VcpuState, VcpuThreadError};
 
 /// Everything of a VM but its memory and its configuration.
@@ -56,6 +57,12 @@ pub enum RestoreVmError {
     /// The VM itself could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The snapshot cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The snapshot is of another machine.
+    #[error(transparent)]
+    Fingerprint(#[from] crate::snapshot::Mismatch),
     /// State and configuration do not belong together.
     #[error("the saved state has {saved} {what}, the configuration {configured}")]
     Mismatch {

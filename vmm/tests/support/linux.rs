@@ -74,6 +74,8 @@ impl Bench {
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(self.path("console")),
+            restore: None,
+            control: None,
         }
     }
 

@@ -159,6 +159,8 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         spare_slots: 0,
         plugged: Default::default(),
         console_log: None,
+        restore: None,
+        control: None,
     }
 }
 

@@ -92,6 +92,11 @@ impl MmioTransport {
         &self.name
     }
 
+    /// Device ID (virtio 1.2, section 5).
+    pub fn device_id(&self) -> u32 {
+        self.lock().device.device_id()
+    }
+
     /// Signalled for each interrupt: to be registered as irqfd.
     pub fn irq(&self) -> &EventFd {
         self.lines.irq()

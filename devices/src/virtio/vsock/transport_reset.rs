@@ -39,7 +39,7 @@ impl TransportReset {
         if matches!(self, Self::Due) && send(queue, mem)? {
             *self = Self::Sent(queue.available(mem)?);
             // From here on the driver has to notify; what it gave before is counted in `Sent`.
-            queue.enable_notifications(mem)?;
+            queue.notify_of_next(mem)?;
         }
         if let Self::Sent(left) = *self
             && queue.available(mem)? != left

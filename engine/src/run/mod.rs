@@ -1,32 +1,34 @@
 //! `lighter run`, from the image's name to the end of its process.
 
+mod machine;
+mod warm;
+
 use std::net::IpAddr;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use agent_protocol::HOST_PORT;
 use images::pull::PullOptions;
-use images::{Image, ImageSource, Progress, Store, ext4, rootfs};
+use images::{Image, ImageSource, Progress, Store, rootfs};
 use rustix::fs::{Access, access};
-use vmm::config::{DiskConfig, KernelConfig, NetConfig, VmConfig, VsockConfig};
+use vmm::config::{KernelConfig, VmConfig};
 
 use crate::container::Container;
 use crate::container::id::ContainerId;
 use crate::dirs::Dirs;
 use crate::error::RunError;
-use crate::network::{Attachment, Network, permission};
+use crate::network::{Attachment, Network, NetworkError, permission};
 use crate::plan::{Plan, PlanOptions, resources};
 use crate::process::VmProcess;
 use crate::session::signals::Signals;
-use crate::session::{Outcome, Session, SessionError, Setup, Streams};
+use crate::session::{Agent, Outcome, Session, SessionError, Setup, Streams};
+use crate::template::{MakeError, TemplateStore};
 use crate::trace::Trace;
 use crate::{carried, kernel};
+use machine::Machine;
 
 /// The kernel's root is the agent's disk.
 const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
-/// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
-const GUEST_CID: u32 = 3;
 
 /// `--network`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct RunOptions {
     pub network: NetworkChoice,
     /// `--dns`
     pub dns: Vec<IpAddr>,
+    /// `--cold`: boot, neither use nor make a template.
+    pub cold: bool,
 }
 
 /// Who watches a run.
@@ -108,27 +112,40 @@ pub fn run(
 
     // From here on there is something to clean up, so signals are read where that is done.
     let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
-    let mut container = Container::create(dirs, id, options.name.as_deref())?;
-    let disks = disks(dirs, &container, &plan, rootfs)?;
-    trace.end("disks");
-    let attachment = attach(dirs, options, &container, watcher.notice)?;
-    trace.end("network");
-    let config = VmConfig {
+    let network = wants_network(options.network, watcher.notice)?;
+    let machine = Machine {
+        program: carried::vmm(dirs)?,
+        agent: carried::agent_disk(dirs)?,
+        kernel,
+        rootfs,
         vcpus: options.vcpus,
         mem_size_mib: resources::vm_memory_mib(options.memory_mib),
-        kernel,
-        disks,
-        net: attachment.as_ref().and_then(|attachment| {
-            Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
-        }),
-        vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
-        spare_slots: 0,
-        plugged: Default::default(),
-        console_log: Some(container.console_log()),
+        network,
     };
-    let program = carried::vmm(dirs)?;
-    let result =
-        supervise(&program, &container, &config, &plan, attachment.as_ref(), image, &signals, streams, trace);
+    let template = match warm::template(dirs, options.cold, &machine, &plan, &signals, watcher.notice) {
+        Ok(template) => template,
+        Err(MakeError::Interrupted { signal }) => return Ok(Outcome::Interrupted { signal }),
+        Err(error) => return Err(error.into()),
+    };
+    if template.is_some() {
+        trace.end("template");
+    }
+    let mut container = Container::create(dirs, id, options.name.as_deref())?;
+    machine.make_layer(&container, &plan, template.as_ref())?;
+    trace.end("disks");
+    let attachment = match network {
+        true => Some(Network::here(dirs)?.attach(&container.id, &options.dns)?),
+        false => None,
+    };
+    trace.end("network");
+    let config = machine.config(&container, &plan, attachment.as_ref(), template.as_ref());
+    let start = Start { machine: &machine, container: &container, config: &config, plan: &plan };
+    let result = start.supervise(attachment.as_ref(), image, &signals, streams, trace);
+    if let (Err(RunError::Session(SessionError::Vm(why))), Some(template)) = (&result, template) {
+        // The VMM refused it, so it would refuse it the next time too.
+        TemplateStore::new(dirs).discard(template);
+        return Err(RunError::Template(why.clone()));
+    }
     if matches!(result, Err(RunError::Session(SessionError::Lost(_)))) && !options.remove {
         container.keep_data();
         (watcher.notice)(&format!(
@@ -139,38 +156,51 @@ pub fn run(
     result
 }
 
-/// Starts the machine and stays with it to its end.
-#[expect(clippy::too_many_arguments, reason = "each is one owner of something that must outlive the machine")]
-fn supervise(
-    program: &Path,
-    container: &Container,
-    config: &VmConfig,
-    plan: &Plan,
-    attachment: Option<&Attachment>,
-    image: Image,
-    signals: &Signals,
-    streams: Streams<'_>,
-    trace: &mut Trace,
-) -> Result<Outcome, RunError> {
-    let agent_socket = PathBuf::from(format!("{}_{HOST_PORT}", container.vsock().display()));
-    let listener = UnixListener::bind(&agent_socket)
-        .map_err(|source| RunError::Host { action: "listen for the agent", source })?;
-    let tap = attachment.and_then(Attachment::tap);
-    let vm = VmProcess::spawn(program, config, tap, &container.vmm_log())?;
-    container.record_vmm(vm.id())?;
-    let make_plan = || plan.finish(attachment.map(|attachment| attachment.plan.clone()));
-    let setup = Setup {
-        config,
-        listener,
-        plan: &make_plan,
-        stop_signal: plan.stop_signal,
-        console: container.console_log(),
-        until_started: Some(image),
-        signals,
-        streams,
-        trace,
-    };
-    Ok(Session::new(setup, vm).run()?)
+/// A container that is about to start.
+struct Start<'a> {
+    machine: &'a Machine,
+    container: &'a Container,
+    config: &'a VmConfig,
+    plan: &'a Plan,
+}
+
+impl Start<'_> {
+    /// Starts the machine and stays with it to its end.
+    fn supervise(
+        &self,
+        attachment: Option<&Attachment>,
+        image: Image,
+        signals: &Signals,
+        streams: Streams<'_>,
+        trace: &mut Trace,
+    ) -> Result<Outcome, RunError> {
+        let Self { machine, container, config, plan } = self;
+        let vsock = container.vsock();
+        let agent = if config.restore.is_some() {
+            Agent::Listens(vsock)
+        } else {
+            let socket = PathBuf::from(format!("{}_{HOST_PORT}", vsock.display()));
+            let listener = UnixListener::bind(&socket)
+                .map_err(|source| RunError::Host { action: "listen for the agent", source })?;
+            Agent::Connects(listener)
+        };
+        let tap = attachment.and_then(Attachment::tap);
+        let vm = VmProcess::spawn(&machine.program, config, tap, &container.vmm_log())?;
+        container.record_vmm(vm.id())?;
+        let make_plan = || plan.finish(attachment.map(|attachment| attachment.plan.clone()));
+        let setup = Setup {
+            config,
+            agent,
+            plan: &make_plan,
+            stop_signal: plan.stop_signal,
+            console: container.console_log(),
+            until_started: Some(image),
+            signals,
+            streams,
+            trace,
+        };
+        Ok(Session::new(setup, vm).run()?)
+    }
 }
 
 /// Asked before anything is made or fetched, because without it nothing of that is of use.
@@ -179,41 +209,21 @@ fn check_kvm(path: &Path) -> Result<(), RunError> {
         .map_err(|error| RunError::Kvm { path: path.to_owned(), source: error.into() })
 }
 
-fn disks(
-    dirs: &Dirs,
-    container: &Container,
-    plan: &Plan,
-    rootfs: PathBuf,
-) -> Result<Vec<DiskConfig>, RunError> {
-    let read_only = |path, serial: &str| DiskConfig { path, read_only: true, serial: serial.to_owned() };
-    let agent = carried::agent_disk(dirs)?;
-    let mut disks = vec![read_only(agent, "agent"), read_only(rootfs, "image")];
-    if plan.writable() {
-        ext4::create_writable_layer(&container.disk(), ext4::DEFAULT_SIZE)?;
-        disks.push(DiskConfig { path: container.disk(), read_only: false, serial: "writable".to_owned() });
+/// Whether the container gets an interface.
+fn wants_network(choice: NetworkChoice, notice: &dyn Fn(&str)) -> Result<bool, RunError> {
+    let missing = match choice {
+        NetworkChoice::None => return Ok(false),
+        NetworkChoice::Auto | NetworkChoice::Bridge => permission::missing(),
+    };
+    if missing.is_empty() {
+        return Ok(true);
     }
-    Ok(disks)
-}
-
-fn attach(
-    dirs: &Dirs,
-    options: &RunOptions,
-    container: &Container,
-    notice: &dyn Fn(&str),
-) -> Result<Option<Attachment>, RunError> {
-    match options.network {
-        NetworkChoice::None => return Ok(None),
-        NetworkChoice::Bridge => {}
-        NetworkChoice::Auto => {
-            let missing = permission::missing();
-            if !missing.is_empty() {
-                let missing = missing.join(" and ");
-                notice(&format!("no network in the container: that needs {missing}"));
-                return Ok(None);
-            }
-        }
+    let missing = missing.join(" and ");
+    if choice == NetworkChoice::Bridge {
+        return Err(NetworkError::NotPermitted { missing }.into());
     }
-    Ok(Some(Network::here(dirs)?.attach(&container.id, &options.dns)?))
+    notice(&format!("no network in the container: that needs {missing}"));
+    Ok(false)
 }
 
 #[cfg(test)]

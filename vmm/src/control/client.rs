@@ -1,0 +1,57 @@
+//! The other end of the control socket.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::server::MAX_LINE;
+use super::{Answer, Done, Refusal, Request};
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The socket.
+    #[error("cannot reach the VMM")]
+    Io(#[from] io::Error),
+    /// What came is no answer.
+    #[error("the VMM answered with something else than an answer: {0:?}")]
+    Nonsense(String),
+    /// The VMM's own words.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+}
+
+/// A connection to a VMM process.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the socket `path`. No answer may take longer than `timeout`.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        Ok(Client { stream: BufReader::new(stream) })
+    }
+
+    /// Sends `request` and waits for the answer.
+    pub fn ask(&mut self, request: &Request) -> Result<Done, ClientError> {
+        let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line)?;
+        let mut answer = Vec::new();
+        let limit = MAX_LINE as u64;
+        self.stream.by_ref().take(limit).read_until(b'\n', &mut answer)?;
+        if answer.is_empty() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        match serde_json::from_slice(&answer) {
+            Ok(Answer::Ok(done)) => Ok(done),
+            Ok(Answer::Error(refusal)) => Err(ClientError::Refused(refusal)),
+            Err(_) => Err(ClientError::Nonsense(String::from_utf8_lossy(&answer).trim_end().to_owned())),
+        }
+    }
+}

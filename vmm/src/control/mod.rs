@@ -1,0 +1,89 @@
+//! The control socket of a VMM process: one JSON object a line each way.
+//!
+//! ```text
+//! {"request":"snapshot","dir":"/var/lib/x"}  ─►
+//!                                            ◄─  {"ok":{"paused_us":8200,"memory_bytes":31457280}}
+//! {"request":"resume"}                       ─►
+//!                                            ◄─  {"error":{"kind":"state","message":"cannot resume a VM that is running"}}
+//! ```
+//!
+//! A client sends its next request after the answer to the one before. Served by the VM's own event loop.
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::client::{Client, ClientError};
+pub(crate) use self::server::Asked;
+pub use self::server::{Server, ServerError};
+
+/// What a client asks for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the VM is.
+    Status,
+    /// Take every vCPU out of the guest and leave the devices alone.
+    Pause,
+    /// Let a paused VM go on.
+    Resume,
+    /// Write a snapshot. A running VM is paused for it and goes on.
+    Snapshot {
+        /// The directory to make, an absolute path.
+        dir: PathBuf,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It was done.
+    Ok(Done),
+    /// It was not.
+    Error(Refusal),
+}
+
+/// What was done, and what is worth knowing about it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Done {
+    /// [`Request::Status`]: `running` or `paused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// [`Request::Status`]: number of vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+    /// [`Request::Status`]: guest memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_size_mib: Option<u32>,
+    /// [`Request::Snapshot`]: for how many microseconds a running VM was paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_us: Option<u64>,
+    /// [`Request::Snapshot`]: bytes of memory that were written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// Whose fault it is.
+    pub kind: RefusalKind,
+    /// What, why and, where there is one, the fix.
+    pub message: String,
+}
+
+/// Classes of [`Refusal`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// The request.
+    Request,
+    /// The VM is in another state.
+    State,
+    /// The host.
+    Host,
+}

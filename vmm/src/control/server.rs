@@ -1,0 +1,241 @@
+//! The listening end, a subscriber of the event loop. It parses; the owner of the VM acts and answers.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use vmm_sys_util::epoll::EventSet;
+
+use super::{Answer, Refusal, RefusalKind, Request};
+use crate::report::{Report, Reporter};
+
+/// Longest line. Stops a client from filling memory.
+pub(super) const MAX_LINE: usize = 16 << 10;
+/// Clients at once. Stops one from using up all descriptors.
+const MAX_CLIENTS: usize = 16;
+
+/// The socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on the control socket {}", path.display())]
+pub struct ServerError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A request and the client who waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked for.
+    pub request: Request,
+    client: UnixStream,
+}
+
+impl Asked {
+    /// Answers. A client that does not read loses its connection, nothing else.
+    pub fn answer(self, answer: &Answer) {
+        reply(&self.client, answer);
+    }
+}
+
+/// The control socket of one VM.
+pub struct Server {
+    listener: UnixListener,
+    reporter: Reporter,
+    clients: HashMap<RawFd, Client>,
+}
+
+/// A connection and the beginning of its next line.
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+/// What reading from a client came to.
+enum Progress {
+    Partial,
+    Line,
+    Gone,
+}
+
+impl Server {
+    /// Listens on `path`, which must not exist. Requests go to the owner of the VM through `reporter`.
+    pub fn listen(path: &Path, reporter: Reporter) -> Result<Self, ServerError> {
+        let listen = || {
+            let listener = UnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = listen().map_err(|source| ServerError { path: path.to_owned(), source })?;
+        Ok(Server { listener, reporter, clients: HashMap::new() })
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            // One too many is closed at once.
+            if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let fd = stream.as_raw_fd();
+            if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
+                self.clients.insert(fd, Client { stream, line: Vec::new() });
+            }
+        }
+    }
+
+    fn serve(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let Some(client) = self.clients.get_mut(&fd) else { return };
+        match client.read() {
+            Progress::Partial => {}
+            Progress::Line => self.ask(fd),
+            Progress::Gone => {
+                let _ = ops.remove(Events::empty_raw(fd));
+                self.clients.remove(&fd);
+            }
+        }
+    }
+
+    /// Hands the complete line of a client on.
+    fn ask(&mut self, fd: RawFd) {
+        let Some(client) = self.clients.get_mut(&fd) else { return };
+        let line = std::mem::take(&mut client.line);
+        let refusal = match (serde_json::from_slice(&line), client.stream.try_clone()) {
+            (Ok(request), Ok(client)) => {
+                return self.reporter.send(Report::Asked(Asked { request, client }));
+            }
+            (Err(error), _) => (RefusalKind::Request, format!("this is no request: {error}")),
+            (_, Err(error)) => (RefusalKind::Host, format!("cannot keep the connection: {error}")),
+        };
+        reply(&client.stream, &Answer::Error(Refusal { kind: refusal.0, message: refusal.1 }));
+    }
+}
+
+impl Client {
+    /// Reads what is there, up to the end of a line. Whoever sends more than one line, or none that ends, is gone.
+    fn read(&mut self) -> Progress {
+        let mut buffer = [0; 4096];
+        loop {
+            let count = match self.stream.read(&mut buffer) {
+                Ok(0) => return Progress::Gone,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Progress::Gone,
+            };
+            self.line.extend_from_slice(&buffer[..count]);
+            match self.line.iter().position(|byte| *byte == b'\n') {
+                Some(end) if end + 1 == self.line.len() => return Progress::Line,
+                None if self.line.len() <= MAX_LINE => {}
+                _ => return Progress::Gone,
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Server {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.listener.as_raw_fd() {
+            self.accept(ops);
+        } else {
+            self.serve(events.fd(), ops);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.listener, EventSet::IN)) {
+            eprintln!("lighter-vmm: cannot poll the control socket: {error}");
+        }
+    }
+}
+
+/// Writes one line. What the socket does not take at once is not worth waiting for.
+fn reply(mut stream: &UnixStream, answer: &Answer) {
+    let mut line = serde_json::to_vec(answer).expect("invariant: answers are plain data");
+    line.push(b'\n');
+    if stream.write_all(&line).is_err() {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Client, ClientError, Done};
+    use super::*;
+    use crate::report;
+    use crate::worker::Worker;
+
+    /// A served socket whose owner answers every request with its own description.
+    fn with_server(client: impl FnOnce(&Path) + Send + 'static) {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("control.sock");
+        let (reporter, reports) = report::channel().unwrap();
+        let mut worker = Worker::new().unwrap();
+        worker.subscribe(Box::new(Server::listen(&path, reporter).unwrap()));
+        let thread = std::thread::spawn(move || client(&path));
+        while !thread.is_finished() {
+            worker.run(10).unwrap();
+            while let Some(report) = reports.next() {
+                let Report::Asked(asked) = report else { panic!("{report:?}") };
+                let state = Some(format!("{:?}", asked.request));
+                asked.answer(&Answer::Ok(Done { state, ..Done::default() }));
+            }
+        }
+        thread.join().unwrap();
+    }
+
+    fn connect(path: &Path) -> Client {
+        Client::connect(path, Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn requests_of_many_clients_are_answered() {
+        with_server(|path| {
+            let (mut first, mut second) = (connect(path), connect(path));
+            for client in [&mut first, &mut second] {
+                assert_eq!(client.ask(&Request::Pause).unwrap().state.as_deref(), Some("Pause"));
+            }
+            drop(first);
+            assert_eq!(second.ask(&Request::Resume).unwrap().state.as_deref(), Some("Resume"));
+        });
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_the_connection_goes_on() {
+        with_server(|path| {
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream.write_all(b"{\"request\":\"fly\"}\n").unwrap();
+            let mut answer = [0; 256];
+            let count = stream.read(&mut answer).unwrap();
+            let answer: Answer = serde_json::from_slice(&answer[..count]).unwrap();
+            assert!(
+                matches!(answer, Answer::Error(Refusal { kind: RefusalKind::Request, .. })),
+                "{answer:?}"
+            );
+            stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+            let mut answer = [0; 256];
+            let count = stream.read(&mut answer).unwrap();
+            assert!(answer[..count].starts_with(b"{\"ok\":"));
+        });
+    }
+
+    #[test]
+    fn endless_lines_and_too_many_clients_are_cut_off() {
+        with_server(|path| {
+            let mut stream = UnixStream::connect(path).unwrap();
+            // The write may fail half way: the other end is gone by then.
+            let _ = stream.write_all(&[b' '; 2 * MAX_LINE]);
+            assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)));
+            drop(stream);
+            let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| connect(path)).collect();
+            for client in &mut clients {
+                client.ask(&Request::Status).unwrap();
+            }
+            assert!(matches!(connect(path).ask(&Request::Status), Err(ClientError::Io(_))));
+            drop(clients);
+        });
+    }
+}
