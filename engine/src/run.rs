@@ -1,6 +1,5 @@
 //! `lighter run`, from the image's name to the end of its process.
 
-use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -65,8 +64,6 @@ pub struct RunOptions {
     pub kernel_args: Vec<String>,
     /// `--network`
     pub network: NetworkChoice,
-    /// `--dns`
-    pub dns: Vec<IpAddr>,
 }
 
 /// Who watches a run.
@@ -213,7 +210,7 @@ fn attach(
             }
         }
     }
-    Ok(Some(Network::here(dirs)?.attach(&container.id, &options.dns)?))
+    Ok(Some(Network::here(dirs)?.attach(&container.id, &options.plan.dns)?))
 }
 
 #[cfg(test)]
