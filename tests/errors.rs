@@ -70,6 +70,7 @@ fn unreachable_registry() -> anyhow::Result<()> {
 
 fn missing_directory() -> anyhow::Result<()> {
     refused(&["run", "--rm", "oci:/no/such/layout:tag"], &["/no/such/layout"])?;
+    refused(&["run", "--rm", "docker-archive:/etc/passwd"], &["/etc/passwd is not a whole tar archive"])?;
     refused(&["run", "--rm", "dir:/no/such/root", "true"], &["/no/such/root"])
 }
 
@@ -83,12 +84,14 @@ fn not_a_kernel() -> anyhow::Result<()> {
 
 fn missing_kernel() -> anyhow::Result<()> {
     let image = busybox_reference()?;
+    refused(&["run", "--rm", "--initrd", "/tmp", &image, "true"], &["/tmp", "initrd", "regular file"])?;
     refused(&["run", "--rm", "--kernel", "/no/such/vmlinux", &image, "true"], &["/no/such/vmlinux"])
 }
 
 fn too_little_memory() -> anyhow::Result<()> {
     let image = busybox_reference()?;
     refused(&["run", "--rm", "-m", "4m", &image, "true"], &["4", "MiB"])?;
+    refused(&["run", "--rm", "-m", "64", &image, "true"], &["64", "bytes"])?;
     refused(&["run", "--rm", "-m", "plenty", &image, "true"], &["plenty"])
 }
 

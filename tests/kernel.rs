@@ -9,12 +9,15 @@ use lighter_tests::harness::{Need, main as run_tests, test};
 use lighter_tests::image::{busybox_reference, run};
 use lighter_tests::lighter::Installation;
 
+const DISTRIBUTION: &[Need] = &[Need::Kvm, Need::Variable("LIGHTER_DISTRIBUTION_KERNEL")];
+
 fn main() -> ExitCode {
     run_tests(vec![
         test("a_kernel_given_by_path_boots_and_takes_arguments", &[Need::Kvm], by_path),
         test("a_bzimage_boots", &[Need::Kvm], bzimage),
         test("a_kernel_that_ends_at_once_is_reported_not_waited_for", &[Need::Kvm], halting_kernel),
         test("an_initrd_is_given_to_the_guest", &[Need::Kvm], initrd),
+        test("a_kernel_of_a_distribution_is_told_what_it_lacks", DISTRIBUTION, distribution_kernel),
         test("a_kernel_without_the_disk_driver_is_told_so", &[Need::Kvm], no_driver),
     ])
 }
@@ -90,6 +93,28 @@ fn no_driver() -> anyhow::Result<()> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(125), "{}: {stderr}", output.status);
     ensure!(stderr.contains("virtio-blk") && stderr.contains("docs/kernel.md"), "{stderr}");
+    Ok(())
+}
+
+/// A real bzImage, whose drivers are modules that it looks for in an initrd: it is started and then its end is told,
+/// with what it lacks. Where ring 0 is emulated it ends while it unpacks itself, by an instruction that KVM does not
+/// emulate, and that is told as well.
+fn distribution_kernel() -> anyhow::Result<()> {
+    let kernel = std::env::var("LIGHTER_DISTRIBUTION_KERNEL")?;
+    let image = busybox_reference()?;
+    let args = ["run", "--rm", "--network", "none", "--kernel", &kernel, &image, "true"];
+    let installation = Installation::new()?;
+    let output = installation.output(args)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125), "{}: {stderr}", output.status);
+    for word in ["the guest ended before its agent answered", "virtio", "docs/kernel.md"] {
+        ensure!(stderr.contains(word), "{word:?} is not said: {stderr}");
+    }
+    if stderr.contains("KVM cannot emulate") {
+        ensure!(stderr.contains("emulates guest kernels on this host"), "{stderr}");
+    }
+    let left = installation.leftovers()?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         test("two_vcpus_run", &[Need::Kvm], || vcpus(2)),
         test("four_vcpus_run", &[Need::Kvm], || vcpus(4)),
         test("avx_registers_survive_task_switches", &[Need::Kvm], avx),
+        test("without_xsave_the_avx_test_notices", &[Need::Kvm], avx_control),
         test("what_was_synced_survives_a_power_cut", &[Need::Kvm, Need::Program("debugfs")], power_cut),
         test("more_than_three_gib_of_memory_is_usable", &[Need::Kvm], big_memory),
         test("a_container_that_powers_off_ends_as_by_sigint", &[Need::Kvm], power_off),
@@ -48,6 +49,19 @@ fn avx() -> anyhow::Result<()> {
         let stdout = guest(&["--cpus", cpus], script)?;
         ensure!(stdout == "ok 60\nok 60\n", "{cpus} vCPU: {stdout}");
     }
+    Ok(())
+}
+
+/// The control of the test above: a guest that does not save these registers must not pass it. Where ring 0 is
+/// emulated the kernel then loses the upper halves; on hardware it takes AVX away from programs as well.
+fn avx_control() -> anyhow::Result<()> {
+    let script = "/guest/avx_lanes 1 60 & /guest/avx_lanes 2 60 & wait";
+    let stdout = guest(&["--cpus", "1", "--kernel-arg", "noxsave"], script)?;
+    let noticed = stdout.lines().any(|line| line.contains("became"));
+    ensure!(
+        noticed || stdout == "no avx\nno avx\n",
+        "lanes survived a kernel that does not save them: {stdout}"
+    );
     Ok(())
 }
 

@@ -37,8 +37,11 @@ pub fn loopback_up() -> Result<(), Failure> {
     Netlink::open()?.request(link_up(1), "bring lo up")
 }
 
-/// Configures `eth0` as planned.
+/// Configures `eth0` as planned. A plan without an address is for a guest without `eth0`.
 pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
+    if plan.ipv4.is_none() && plan.ipv6.is_none() {
+        return Ok(());
+    }
     let mut netlink = Netlink::open()?;
     let index = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE)
         .during("find eth0 (this kernel needs CONFIG_VIRTIO_NET built in, see docs/kernel.md)")?;

@@ -112,7 +112,7 @@ pub struct RootPlan {
     pub writable_device: Option<String>,
 }
 
-/// The guest's `eth0`.
+/// The guest's `eth0`, which is left alone where no address is given, and its files about names.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct NetworkPlan {
     /// Hardware address. The one that the device had when the machine was made may be a template's.

@@ -186,6 +186,7 @@ impl RunArgs {
             cap_drop: self.cap_drop,
             ulimits: self.ulimit,
             no_new_privileges: no_new_privileges(&self.security_opt)?,
+            dns: self.dns,
             extra_hosts: self.add_host.iter().map(|text| add_host(text)).collect::<Result<_, _>>()?,
         };
         let options = RunOptions {
@@ -204,7 +205,6 @@ impl RunArgs {
                 Some(NetworkMode::Bridge) => NetworkChoice::Bridge,
                 Some(NetworkMode::None) => NetworkChoice::None,
             },
-            dns: self.dns,
             cold: self.cold,
         };
         Ok((options, notices))

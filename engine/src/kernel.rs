@@ -91,7 +91,12 @@ fn check(path: &Path) -> Result<(), KernelError> {
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, KernelError> {
-    File::open(path).map_err(|source| KernelError::Open { what, path: path.to_owned(), source })
+    let failed = |source| KernelError::Open { what, path: path.to_owned(), source };
+    // Before it is opened, which would wait where the file is a pipe.
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
+    File::open(path).map_err(failed)
 }
 
 #[cfg(test)]

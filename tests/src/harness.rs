@@ -15,6 +15,8 @@ pub enum Need {
     Root,
     /// This program in PATH.
     Program(&'static str),
+    /// This environment variable, which names a file that `cargo xtask test` provides.
+    Variable(&'static str),
 }
 
 /// One test.
@@ -57,6 +59,7 @@ impl Need {
                 open.err().map(|error| format!("no usable /dev/kvm, {error}"))
             }
             Need::Root => (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned()),
+            Need::Variable(name) => std::env::var_os(name).is_none().then(|| format!("no {name}")),
             Need::Program(name) => (!in_path(name)).then(|| format!("no {name}")),
         }
     }

@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod demo;
 mod deps;
+mod distribution_kernel;
 mod kernel;
 mod step;
 mod test;

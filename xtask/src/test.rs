@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, bail};
 
-use crate::{build, check, deps, kernel, step};
+use crate::{build, check, deps, distribution_kernel, kernel, step};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -35,6 +35,12 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     }
     let kernel = kernel::ensure()?;
     let lighter = build::lighter()?;
+    let target = lighter.ancestors().nth(2).context("lighter was built outside a target directory")?;
+    let distribution =
+        distribution_kernel::ensure(&target.join("distribution-kernel")).unwrap_or_else(|error| {
+            eprintln!("no kernel of a distribution, so its test is skipped: {error:#}");
+            None
+        });
     let mut counts = Counts::default();
     let outcome = step::step("tests", || {
         let mut command = build::cargo();
@@ -45,6 +51,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         command
             .env("LIGHTER_KERNEL", &kernel)
             .env("LIGHTER_BIN", &lighter)
+            .envs(distribution.map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot run cargo test")?;

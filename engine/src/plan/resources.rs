@@ -21,7 +21,8 @@ pub enum ResourceError {
     Memory(String),
     /// Nothing runs in that.
     #[error(
-        "--memory {given:?} is {mib} MiB, less than the {MIN_MEMORY_MIB} MiB that a container needs at least"
+        "--memory {given:?} is {mib} MiB (without a unit a number counts bytes), less than the {MIN_MEMORY_MIB} MiB that a \
+         container needs at least"
     )]
     TooLittle {
         /// As written.

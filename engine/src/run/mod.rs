@@ -3,7 +3,6 @@
 mod machine;
 mod warm;
 
-use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -67,8 +66,6 @@ pub struct RunOptions {
     pub kernel_args: Vec<String>,
     /// `--network`
     pub network: NetworkChoice,
-    /// `--dns`
-    pub dns: Vec<IpAddr>,
     /// `--cold`: boot, neither use nor make a template.
     pub cold: bool,
 }
@@ -134,7 +131,7 @@ pub fn run(
     machine.make_layer(&container, &plan, template.as_ref())?;
     trace.end("disks");
     let attachment = match network {
-        true => Some(Network::here(dirs)?.attach(&container.id, &options.dns)?),
+        true => Some(Network::here(dirs)?.attach(&container.id, &options.plan.dns)?),
         false => None,
     };
     trace.end("network");

@@ -81,6 +81,12 @@ impl Boot {
             }
             (None, false) => "the virtual machine ended before the agent in the guest answered".to_owned(),
         };
+        if self.emulated && matches!(self.exit, Some(VmExit::GuestFault { .. })) {
+            text.push_str(
+                "\nKVM emulates guest kernels on this host, which few kernels but lighter's own survive; on hardware \
+                 this one may work",
+            );
+        }
         let mut drivers: Vec<&str> = self.waiting.iter().map(|(_, driver)| *driver).collect();
         drivers.dedup();
         if drivers.is_empty() {

@@ -96,6 +96,8 @@ pub struct Session<'a> {
     pub(super) first_byte: bool,
     escalation: Escalation,
     pub(super) kill_at: Option<Instant>,
+    /// Nobody reads the process's output, so it was asked to end.
+    unread: bool,
 }
 
 impl<'a> Session<'a> {
@@ -116,6 +118,7 @@ impl<'a> Session<'a> {
             first_byte: false,
             escalation: Escalation::default(),
             kill_at: None,
+            unread: false,
             setup,
         }
     }
@@ -143,6 +146,8 @@ impl<'a> Session<'a> {
         }
         let silent = self.link.is_none() || self.link_ended;
         match &self.vm_end {
+            // It did not end when asked to, so its machine was ended: nothing is lost that anybody wanted.
+            Some(_) if silent && self.unread => Ok(Some(Outcome::Interrupted { signal: libc::SIGKILL })),
             Some(end) if silent && written => Err(self.lost(end)),
             _ => Ok(None),
         }
@@ -282,6 +287,7 @@ impl<'a> Session<'a> {
     /// Asks the process to end because nobody reads its output any more.
     fn stop(&mut self) -> Result<(), SessionError> {
         self.kill_at.get_or_insert(Instant::now() + END_TIMEOUT);
+        self.unread = true;
         self.send(&HostMessage::Signal(self.setup.stop_signal))
     }
 

@@ -121,8 +121,15 @@ impl Archive {
     }
 }
 
+/// The reader of archives quotes the bytes that it does not understand, over several lines.
+fn without_content(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    std::io::Error::new(error.kind(), line.escape_debug().to_string())
+}
+
 fn table_of_contents(path: &Path, file: &File) -> Result<BTreeMap<String, Member>, ArchiveError> {
-    let bad = |source| ArchiveError::Tar { path: path.to_owned(), source };
+    let bad = |source| ArchiveError::Tar { path: path.to_owned(), source: without_content(source) };
     let length = file.metadata().map_err(bad)?.len();
     let mut members = BTreeMap::new();
     let mut archive = tar::Archive::new(BufReader::with_capacity(4096, file));

@@ -51,6 +51,12 @@ impl Stream {
         })
     }
 
+    /// How many bytes more this layer may have, from the position on.
+    pub(super) fn remaining(&self) -> u64 {
+        let unread = self.chunk.len().saturating_sub(self.position);
+        self.limit.saturating_sub(self.taken).saturating_add(unread as u64)
+    }
+
     /// From now on, fail once more than `limit` bytes of this layer were seen.
     pub(super) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;

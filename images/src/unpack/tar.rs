@@ -266,6 +266,10 @@ impl TarReader {
         mut stored: u64,
         sparse: super::pax::PaxSparse,
     ) -> Result<(), TarError> {
+        // What says itself that it is too large is not written to the disk first.
+        if stored > self.stream.remaining() {
+            return Err(TarError::TooLarge { limit: self.limit });
+        }
         let padding = (BLOCK as u64 - stored % BLOCK as u64) % BLOCK as u64;
         (entry.size, entry.segments) = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or(TarError::Sparse)?;

@@ -118,6 +118,9 @@ fn a_decompression_bomb_is_refused_with_the_limit_stated() {
     let layer = Archive::new().file("a", &vec![1; 600 << 10]).end();
     assert!(unpack_with(std::slice::from_ref(&layer), &limits).is_ok());
     assert!(unpack_with(&[layer.clone(), layer], &limits).is_err());
+    // And on all files of one layer, none of which is too large by itself.
+    let files = (0..4).fold(Archive::new(), |archive, n| archive.file(&format!("f{n}"), &vec![1; 600 << 10]));
+    assert!(unpack_with(&[files.end()], &limits).is_err());
 }
 
 #[test]
