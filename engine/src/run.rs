@@ -118,6 +118,7 @@ pub fn run(
         mem_size_mib: resources::vm_memory_mib(options.memory_mib),
         kernel,
         disks,
+        pmem: Vec::new(),
         net: attachment.as_ref().and_then(|attachment| {
             Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
         }),

@@ -11,6 +11,7 @@ pub mod host;
 mod irq;
 mod kvm;
 pub mod memory;
+pub mod pmem;
 pub mod process;
 mod report;
 pub mod stop;
