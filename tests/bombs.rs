@@ -45,7 +45,7 @@ fn header(name: &str, kind: EntryType, size: u64) -> anyhow::Result<Header> {
     Ok(header)
 }
 
-/// `run` both refuse the layer in the same words, and the store stays as small as it was.
+/// `run` refuses the layer in the same words, and the store stays as small as it was.
 fn refused(layer: &[u8], words: &[&str]) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let reference = image(directory.path(), layer)?;

@@ -18,6 +18,9 @@ pub struct VmConfig {
     /// Block devices, in the guest's order: `/dev/vda`, `/dev/vdb`, ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// Persistent memory, in the guest's order: `/dev/pmem0`, `/dev/pmem1`, ...
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
     /// Network interface, `eth0` in the guest.
     #[serde(default)]
     pub net: Option<NetConfig>,
@@ -59,6 +62,9 @@ pub struct PluggedConfig {
     /// Block devices, named after [`VmConfig::disks`].
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// Persistent memory, numbered after [`VmConfig::pmem`].
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
     /// Network interface, `eth0` in the guest unless [`VmConfig::net`] is there.
     #[serde(default)]
     pub net: Option<NetConfig>,
@@ -90,6 +96,17 @@ pub struct DiskConfig {
     /// Serial number that the guest reads, at most 20 bytes.
     #[serde(default)]
     pub serial: String,
+}
+
+/// A file that the guest sees as memory, without a page cache of its own where it mounts it with DAX.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// A regular file that is not empty. It must not shrink while the VM runs; one that may be written has
+    /// a multiple of 2 MiB bytes.
+    pub path: PathBuf,
+    /// What the guest writes reaches neither the file nor another VM.
+    pub read_only: bool,
 }
 
 /// One TAP-backed network interface.

@@ -12,6 +12,7 @@ pub mod host;
 mod irq;
 mod kvm;
 pub mod memory;
+pub mod pmem;
 pub mod process;
 mod report;
 pub mod snapshot;

@@ -4,47 +4,65 @@
 
 mod support;
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use support::linux::{self, Bench};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm::config::{DiskConfig, PluggedConfig, VmConfig, VmExit};
+use vmm::config::{DiskConfig, PluggedConfig, PmemConfig, VmConfig, VmExit};
 use vmm::vm::{Vm, VmState};
 
 fn main() -> ExitCode {
     let tests: Vec<(&str, fn())> = vec![
         ("a_disk_plugged_into_a_restored_vm_is_found_by_binding_its_slot", plugging),
+        ("clones_share_the_pages_of_an_image_in_persistent_memory", sharing),
         ("a_drive_restored_with_a_medium_is_read_without_a_probe", medium),
     ];
     support::main_lacking(tests, linux::kernel().is_none().then(|| "no guest kernel".to_owned()))
 }
 
-/// Saves `vm` and restores it as `config` has it.
-fn clone(vm: &mut Vm, config: &VmConfig) -> Vm {
-    vm.pause().unwrap();
-    let saved = serde_json::to_string(&vm.save_state().unwrap()).unwrap();
-    let mut file = tempfile::tempfile().unwrap();
-    for region in vm.memory().iter() {
-        let address = GuestAddress(region.start_addr().0);
-        vm.memory().write_all_volatile_to(address, &mut file, region.len() as usize).unwrap();
+/// A saved VM.
+struct Template {
+    state: VmState,
+    memory: File,
+}
+
+impl Template {
+    /// Boots the VM of `config` until its guest waits, and saves it.
+    fn new(bench: &Bench, config: &VmConfig) -> Self {
+        let mut vm = Vm::build(config).unwrap();
+        vm.start().unwrap();
+        bench.wait_for(&mut vm, "waiting");
+        vm.pause().unwrap();
+        let state = serde_json::to_string(&vm.save_state().unwrap()).unwrap();
+        let mut memory = tempfile::tempfile().unwrap();
+        for region in vm.memory().iter() {
+            let address = GuestAddress(region.start_addr().0);
+            vm.memory().write_all_volatile_to(address, &mut memory, region.len() as usize).unwrap();
+        }
+        Template { state: serde_json::from_str(&state).unwrap(), memory }
     }
-    let state: VmState = serde_json::from_str(&saved).unwrap();
-    let memory = vmm::memory::map_private(config.mem_size_mib, &file).unwrap();
-    Vm::restore(config, &state, memory).unwrap()
+
+    /// A running clone as `config` has it, which begins with an empty console.
+    fn start(&self, config: &VmConfig) -> Vm {
+        let console = config.console_log.as_ref().unwrap();
+        File::create(console).unwrap();
+        let memory = vmm::memory::map_private(config.mem_size_mib, &self.memory).unwrap();
+        let mut vm = Vm::restore(config, &self.state, memory).unwrap();
+        vm.start().unwrap();
+        vm
+    }
 }
 
 /// A template of `config` in which the guest waits, then a clone of it after `change`; the guest in the clone
 /// finds a disk and reads it.
 fn late_disk(bench: &Bench, mut config: VmConfig, change: impl FnOnce(&mut VmConfig, DiskConfig)) {
-    let mut template = Vm::build(&config).unwrap();
-    template.start().unwrap();
-    bench.wait_for(&mut template, "waiting");
+    let template = Template::new(bench, &config);
     let path = bench.path("late");
     std::fs::write(&path, [&b"it came in late!"[..], &[0; 4096 - 16]].concat()).unwrap();
     change(&mut config, DiskConfig { path, read_only: true, serial: String::new() });
-    let mut clone = clone(&mut template, &config);
-    drop(template);
-    clone.start().unwrap();
+    let mut clone = template.start(&config);
     let start = std::time::Instant::now();
     println!("late disk: {}", bench.wait_for(&mut clone, "took "));
     println!("late disk: {:?} after the first instruction", start.elapsed());
@@ -57,7 +75,7 @@ fn plugging() {
     let mut config = bench.config(64);
     config.spare_slots = 2;
     late_disk(&bench, config, |config, disk| {
-        config.plugged = PluggedConfig { disks: vec![disk], net: None };
+        config.plugged = PluggedConfig { disks: vec![disk], ..Default::default() };
     });
 }
 
@@ -69,4 +87,69 @@ fn medium() {
     std::fs::write(&empty, []).unwrap();
     config.disks.push(DiskConfig { path: empty, read_only: true, serial: String::new() });
     late_disk(&bench, config, |config, disk| config.disks[1] = disk);
+}
+
+/// A number from the environment, for a measurement of more than the test needs.
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// An image of busybox and `mib` MiB of bytes in files of 1 MiB.
+fn image(bench: &Bench, mib: usize) -> PathBuf {
+    let tree = bench.path("image.tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::copy("/bin/busybox", tree.join("busybox")).unwrap();
+    for number in 0..mib {
+        let bytes: Vec<u8> =
+            (0..1 << 20).map(|at: usize| (at >> 12).wrapping_mul(number + 3) as u8).collect();
+        std::fs::write(tree.join(format!("file{number}")), bytes).unwrap();
+    }
+    bench.erofs("image", &tree)
+}
+
+/// KiB of guest memory that is this VM's own: what it wrote since it was restored.
+fn own_kib(vm: &Vm) -> u64 {
+    let start = vm.memory().get_host_address(GuestAddress(0)).unwrap() as u64;
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    let mut sum = 0;
+    let end = start + vm.memory().iter().next().unwrap().len();
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap();
+        if let Some((from, _)) = first.split_once('-') {
+            inside = u64::from_str_radix(from, 16).is_ok_and(|from| (start..end).contains(&from));
+        } else if inside && first == "Anonymous:" {
+            sum += line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+        }
+    }
+    sum
+}
+
+fn sharing() {
+    let bench = Bench::new("rootfs");
+    let mib = setting("LIGHTER_TEST_IMAGE_MIB", 4);
+    let path = image(&bench, mib);
+    let mut config = bench.config(96 + mib as u32);
+    config.spare_slots = 1;
+    let template = Template::new(&bench, &config);
+    let disk = DiskConfig { path: path.clone(), read_only: true, serial: String::new() };
+    let disk = PluggedConfig { disks: vec![disk], ..Default::default() };
+    let memory = PluggedConfig { pmem: vec![PmemConfig { path, read_only: true }], ..Default::default() };
+    let mut run = |plugged: &PluggedConfig| {
+        config.plugged = plugged.clone();
+        let mut vm = template.start(&config);
+        let steps = bench.wait_for(&mut vm, "steps");
+        vm.pause().unwrap();
+        let (mounted, own) = (bench.wait_for(&mut vm, "mounted"), own_kib(&vm));
+        println!("{mib} MiB, {mounted}: {steps}, {own} KiB its own");
+        (bench.wait_for(&mut vm, "sum"), mounted, own)
+    };
+    for _ in 0..setting("LIGHTER_TEST_ROUNDS", 1) {
+        let (sum, _, cached) = run(&disk);
+        let (same, mounted, shared) = run(&memory);
+        assert_eq!(sum, same);
+        assert!(mounted.contains("dax=always"), "{mounted}");
+        let saved = cached.saturating_sub(shared);
+        assert!(saved > mib as u64 * 900, "{shared} KiB of its own, {cached} KiB with a page cache");
+    }
 }

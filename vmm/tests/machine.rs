@@ -7,7 +7,7 @@ mod support;
 use std::os::fd::AsRawFd;
 
 use support::{DATA, PATIENCE, config, kernel, run, words};
-use vmm::config::{DiskConfig, NetConfig, VmExit, VsockConfig};
+use vmm::config::{DiskConfig, NetConfig, PmemConfig, VmExit, VsockConfig};
 use vmm::emulation::detect;
 use vmm::vm::{Happening, Vm};
 
@@ -16,6 +16,7 @@ kvm_tests!(
     the_serial_port_writes_the_console_log,
     every_processor_starts,
     a_ready_driver_is_reported_by_name_once,
+    writes_to_persistent_memory_reach_the_file_only_where_they_may,
     what_cannot_be_built_is_refused_with_a_reason,
     the_probe_agrees_with_what_the_processor_says,
 );
@@ -141,6 +142,44 @@ fn a_ready_driver_is_reported_by_name_once() {
     assert_eq!(words(&vm, DATA), [0x7472_6976, 15]);
     assert!(matches!(seen[0], Happening::FirstRun { .. }), "{seen:?}");
     assert_eq!(seen[1..], [Happening::DriverReady { device: "rng".into() }]);
+}
+
+// Reads the first word of the persistent memory at 4 GiB, writes one, and reads it again.
+guest!(pmem:
+    // The identity map ends at one GiB: a third page table maps the fifth one the same way.
+    "lea rdi, [r15 + 0x10000]",
+    "mov rax, 0x100000083",
+    "mov [rdi], rax",
+    "lea rax, [r15 + 0x10003]",
+    "mov [0xa020], rax",
+    "mov rax, cr3",
+    "mov cr3, rax",
+    "mov rbx, 0x100000000",
+    "mov rax, [rbx]",
+    "mov [r15], rax",
+    "mov rax, 0x6e6574746972770a",
+    "mov [rbx], rax",
+    "mov rax, [rbx]",
+    "mov [r15 + 8], rax",
+);
+
+fn writes_to_persistent_memory_reach_the_file_only_where_they_may() {
+    const BEFORE: u64 = 0x0123_4567_89ab_cdef;
+    const WRITTEN: u64 = 0x6e65_7474_6972_770a;
+    let kernel = kernel(pmem);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = BEFORE.to_le_bytes().to_vec();
+    bytes.resize(2 << 20, 0);
+    std::fs::write(file.path(), bytes).unwrap();
+    for (read_only, after) in [(true, BEFORE), (false, WRITTEN)] {
+        let mut config = config(&kernel, 1);
+        config.pmem = vec![PmemConfig { path: file.path().to_owned(), read_only }];
+        let mut vm = Vm::build(&config).unwrap();
+        vm.start().unwrap();
+        assert_eq!(vm.run_for(PATIENCE, |_| ()).unwrap(), Some(VmExit::PowerOff));
+        assert_eq!(words(&vm, DATA), [BEFORE, after], "read-only: {read_only}");
+        assert_eq!(std::fs::read(file.path()).unwrap()[..8], after.to_le_bytes());
+    }
 }
 
 fn what_cannot_be_built_is_refused_with_a_reason() {

@@ -7,6 +7,7 @@ mod fake_queue;
 pub mod guest_buffers;
 pub mod net;
 pub mod placeholder;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]

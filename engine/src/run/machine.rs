@@ -74,6 +74,7 @@ impl Machine {
             mem_size_mib: self.mem_size_mib,
             kernel: self.kernel.clone(),
             disks: self.disks(container, plan),
+            pmem: Vec::new(),
             net: attachment.and_then(|attachment| {
                 Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
             }),

@@ -18,7 +18,7 @@ use devices::serial::SerialState;
 use devices::virtio::transport::QUEUE_NOTIFY_OFFSET;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
-use vm_memory::GuestMemoryError;
+use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -30,6 +30,7 @@ use crate::emulation::detect::{self, DetectError};
 use crate::irq::{self, IrqError};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
+use crate::pmem::{self, PmemError};
 use crate::report::Reporter;
 use crate::vcpu::{self, Vcpu, VcpuError};
 use crate::worker::{Worker, WorkerError};
@@ -46,6 +47,8 @@ pub enum BuildError {
     CreateVm(#[source] errno::Error),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     #[error("cannot give KVM room for its task state segment")]
     TssAddress(#[source] errno::Error),
     #[error(transparent)]
@@ -106,12 +109,15 @@ pub fn parts(
     let emulated_ring0 = detect::emulated_ring0(&kvm)?;
     let vm = Arc::new(kvm.create_vm().map_err(BuildError::CreateVm)?);
     memory::register(&vm, &memory)?;
+    let windows = pmem::open(config)?;
+    pmem::register(&vm, &windows, memory.num_regions())?;
+    let addressable = pmem::with_ram(&memory, &windows)?;
     vm.set_tss_address(layout::KVM_TSS).map_err(BuildError::TssAddress)?;
     irq::create_split_irqchip(&vm)?;
-    let machine = Machine::build(config, &vm, &memory, reporter, console)?;
+    let machine = Machine::build(config, &vm, &addressable, windows, reporter, console)?;
     let cpuid = shaped_cpuid(&kvm, CpuidConfig { vcpus: config.vcpus, emulated_ring0 })?;
     let vcpus = (0..config.vcpus)
-        .map(|id| Vcpu::create(&vm, id, &cpuid, machine.buses.clone(), Completer::new(memory.clone())))
+        .map(|id| Vcpu::create(&vm, id, &cpuid, machine.buses.clone(), Completer::new(addressable.clone())))
         .collect::<Result<Vec<_>, _>>()?;
     connect(&vm, &machine)?;
     Ok(Parts { vm, memory, machine, vcpus, cpuid, emulated_ring0 })

@@ -19,6 +19,7 @@ use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
 use devices::virtio::net::tap::{Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
+use devices::virtio::pmem;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MMIO_SIZE, MmioTransport, TransportObserver};
 use devices::virtio::vsock::{Vsock, VsockError};
@@ -29,6 +30,7 @@ use super::spare;
 use crate::config::{DiskConfig, NetConfig, VmConfig, VmExit};
 use crate::exit::Buses;
 use crate::irq::Router;
+use crate::pmem::Pmem;
 use crate::report::{Report, Reporter};
 
 /// Slots that disks leave for the other devices.
@@ -123,11 +125,13 @@ pub struct Machine {
 
 impl Machine {
     /// Builds every device of `config`, the console in the state `saved` if there is one. No KVM call is
-    /// made, so this may come between the memory slots and the vCPUs.
+    /// made, so this may come between the memory slots and the vCPUs. `memory` is all that devices may
+    /// address, the `windows` of persistent memory included.
     pub fn build(
         config: &VmConfig,
         vm: &Arc<VmFd>,
         memory: &GuestRam,
+        windows: Vec<Pmem>,
         reporter: &Reporter,
         saved: Option<&SerialState>,
     ) -> Result<Self, DeviceError> {
@@ -145,7 +149,7 @@ impl Machine {
             buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
         }
 
-        let devices = virtio_devices(config)?;
+        let devices = virtio_devices(config, windows)?;
         let mut slots = Vec::with_capacity(devices.len());
         for (index, (name, device)) in devices.into_iter().enumerate() {
             let slot = Slot::new(name, device, memory, reporter)?;
@@ -188,7 +192,7 @@ impl Slot {
 pub(super) type Named = (String, Box<dyn VirtioDevice>);
 
 /// The virtio devices of `config` in slot order.
-fn virtio_devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
+fn virtio_devices(config: &VmConfig, windows: Vec<Pmem>) -> Result<Vec<Named>, DeviceError> {
     let mut devices: Vec<Named> = Vec::with_capacity(config.disks.len() + 3);
     if config.disks.len() > MAX_DISKS {
         return Err(DeviceError::TooManyDisks { count: config.disks.len() });
@@ -203,11 +207,13 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
         devices.push(("vsock".into(), Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?)));
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
+    let mut windows = windows.into_iter().enumerate();
+    devices.extend(windows.by_ref().take(config.pmem.len()).map(pmem));
     let count = devices.len() + usize::from(config.spare_slots);
     if count > layout::VIRTIO_MMIO_SLOTS {
         return Err(DeviceError::TooManySlots { count });
     }
-    devices.extend(spare::devices(config)?);
+    devices.extend(spare::devices(config, windows.map(pmem).collect())?);
     Ok(devices)
 }
 
@@ -217,6 +223,11 @@ pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceErr
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
     Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial })?)))
+}
+
+/// Persistent memory `index` of the guest.
+fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
+    (format!("pmem{index}"), Box::new(pmem::Pmem::new(file, window)))
 }
 
 /// The network interface that the guest calls `name`.

@@ -10,11 +10,11 @@ use devices::virtio::placeholder::Placeholder;
 use super::machine::{DeviceError, Named, disk, net};
 use crate::config::VmConfig;
 
-/// Exactly `config.spare_slots` devices.
-pub fn devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
+/// Exactly `config.spare_slots` devices, plugged persistent memory being `pmem`.
+pub fn devices(config: &VmConfig, pmem: Vec<Named>) -> Result<Vec<Named>, DeviceError> {
     let plugged = &config.plugged;
     let spare = usize::from(config.spare_slots);
-    let count = plugged.disks.len() + plugged.net.iter().len();
+    let count = plugged.disks.len() + pmem.len() + plugged.net.iter().len();
     if count > spare {
         return Err(DeviceError::TooManyPlugged { count, spare });
     }
@@ -22,6 +22,7 @@ pub fn devices(config: &VmConfig) -> Result<Vec<Named>, DeviceError> {
     for (index, config) in (config.disks.len()..).zip(&plugged.disks) {
         devices.push(disk(index, config)?);
     }
+    devices.extend(pmem);
     if let Some(interface) = &plugged.net {
         let name = if config.net.is_some() { "eth1" } else { "eth0" };
         devices.push(net(name, interface)?);

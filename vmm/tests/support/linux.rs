@@ -69,6 +69,7 @@ impl Bench {
             mem_size_mib,
             kernel: KernelConfig { path: kernel().unwrap(), initrd: None, cmdline },
             disks: vec![agent],
+            pmem: Vec::new(),
             net: None,
             vsock: None,
             spare_slots: 0,

@@ -154,6 +154,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         mem_size_mib: 32,
         kernel: KernelConfig { path: kernel.path().to_owned(), initrd: None, cmdline: String::new() },
         disks: Vec::new(),
+        pmem: Vec::new(),
         net: None,
         vsock: None,
         spare_slots: 0,
