@@ -7,7 +7,7 @@ mod support;
 use std::process::ExitCode;
 
 use support::linux::{self, Bench};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use support::memory_file;
 use vmm::config::{DiskConfig, PluggedConfig, VmConfig, VmExit};
 use vmm::vm::{Vm, VmState};
 
@@ -23,13 +23,8 @@ fn main() -> ExitCode {
 fn clone(vm: &mut Vm, config: &VmConfig) -> Vm {
     vm.pause().unwrap();
     let saved = serde_json::to_string(&vm.save_state().unwrap()).unwrap();
-    let mut file = tempfile::tempfile().unwrap();
-    for region in vm.memory().iter() {
-        let address = GuestAddress(region.start_addr().0);
-        vm.memory().write_all_volatile_to(address, &mut file, region.len() as usize).unwrap();
-    }
     let state: VmState = serde_json::from_str(&saved).unwrap();
-    let memory = vmm::memory::map_private(config.mem_size_mib, &file).unwrap();
+    let memory = vmm::memory::map_private(config.mem_size_mib, &memory_file(vm)).unwrap();
     Vm::restore(config, &state, memory).unwrap()
 }
 
