@@ -11,11 +11,12 @@ pub const KVM_PATH: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 
 /// Capabilities without which no VM is built, with the Linux version that brought each.
-const REQUIRED: [(Cap, &str); 7] = [
+const REQUIRED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP (Linux 4.4)"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"),
     (Cap::Xsave, "KVM_CAP_XSAVE"),

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use support::linux::{self, Bench};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use support::memory_file;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::config::{DiskConfig, PluggedConfig, PmemConfig, VmConfig, VmExit};
 use vmm::vm::{Vm, VmState};
 
@@ -36,11 +37,7 @@ impl Template {
         bench.wait_for(&mut vm, "waiting");
         vm.pause().unwrap();
         let state = serde_json::to_string(&vm.save_state().unwrap()).unwrap();
-        let mut memory = tempfile::tempfile().unwrap();
-        for region in vm.memory().iter() {
-            let address = GuestAddress(region.start_addr().0);
-            vm.memory().write_all_volatile_to(address, &mut memory, region.len() as usize).unwrap();
-        }
+        let memory = memory_file(&vm);
         Template { state: serde_json::from_str(&state).unwrap(), memory }
     }
 

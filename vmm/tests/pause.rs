@@ -6,8 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{DATA, config, kernel, words};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use support::{DATA, config, kernel, memory_file, words};
 use vmm::vm::{Vm, VmState};
 
 kvm_tests!(
@@ -62,16 +61,6 @@ fn requests_that_do_not_fit_the_state_are_refused() {
     assert_eq!(vm.save_state().err().unwrap().to_string(), "cannot save a VM that is running");
     vm.pause().unwrap();
     assert_eq!(vm.pause().unwrap_err().to_string(), "cannot pause a VM that is paused");
-}
-
-/// The memory of `vm` in a file, region after region.
-fn memory_file(vm: &Vm) -> std::fs::File {
-    let mut file = tempfile::tempfile().unwrap();
-    for region in vm.memory().iter() {
-        let address = GuestAddress(region.start_addr().0);
-        vm.memory().write_all_volatile_to(address, &mut file, region.len() as usize).unwrap();
-    }
-    file
 }
 
 fn a_restored_guest_goes_on_where_it_was_saved() {

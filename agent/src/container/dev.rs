@@ -50,6 +50,8 @@ const DEVICES: &[(&str, u32, u32)] = &[
     ("/dev/random", 1, 8),
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
+    // Programs with a random number generator of their own watch it; see docs/kernel.md.
+    ("/dev/sysgenid", 10, 250),
 ];
 
 const LINKS: &[(&str, &str)] = &[

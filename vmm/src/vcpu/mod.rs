@@ -150,6 +150,11 @@ impl Vcpu {
         VmExit::GuestFault { what: format!("{what} (vCPU {}, {place})", self.id) }
     }
 
+    /// The guest's time stamp counter now. The vCPU is not running.
+    pub fn tsc(&self) -> Result<u64, StateError> {
+        state::tsc(&self.fd)
+    }
+
     /// Everything that must survive a snapshot. The vCPU has not run yet, or was kicked.
     pub fn save(&self) -> Result<VcpuState, StateError> {
         state::save(&self.fd)

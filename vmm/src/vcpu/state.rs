@@ -34,6 +34,18 @@ pub struct VcpuState {
     tsc_khz: Option<u32>,
 }
 
+impl VcpuState {
+    /// The time stamp counter when the vCPU was saved.
+    pub fn tsc(&self) -> u64 {
+        self.msr(msrs::TSC)
+    }
+
+    /// The saved value of an MSR, 0 if it is not there.
+    fn msr(&self, index: u32) -> u64 {
+        self.msrs.iter().find(|entry| entry.index == index).map_or(0, |entry| entry.data)
+    }
+}
+
 fn failed(operation: &'static str) -> impl Fn(errno::Error) -> StateError {
     move |source| StateError { operation, source }
 }
@@ -75,6 +87,7 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     // The LAPIC before the MSRs: the TSC deadline is one of them and needs the timer's mode.
     fd.set_lapic(&state.lapic).map_err(failed("KVM_SET_LAPIC"))?;
     restore_msrs(fd, &state.msrs)?;
+    move_deadline(fd, state)?;
     fd.set_vcpu_events(&state.events).map_err(failed("KVM_SET_VCPU_EVENTS"))
 }
 
@@ -83,10 +96,9 @@ fn save_msrs(fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(msrs::SAVED.len());
     let mut wanted: &[u32] = &msrs::SAVED;
     while !wanted.is_empty() {
-        let entries: Vec<_> =
+        let list: Vec<_> =
             wanted.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
-        let mut msrs = Msrs::from_entries(&entries)
-            .map_err(|_| failed("holding the MSRs")(errno::Error::new(libc::E2BIG)))?;
+        let mut msrs = entries(&list)?;
         let read = fd.get_msrs(&mut msrs).map_err(failed("KVM_GET_MSRS"))?;
         saved.extend_from_slice(&msrs.as_slice()[..read]);
         // KVM stops at the first one that it lacks.
@@ -97,8 +109,7 @@ fn save_msrs(fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, StateError> {
 
 fn restore_msrs(fd: &VcpuFd, mut wanted: &[kvm_msr_entry]) -> Result<(), StateError> {
     while !wanted.is_empty() {
-        let msrs = Msrs::from_entries(wanted)
-            .map_err(|_| failed("holding the MSRs")(errno::Error::new(libc::E2BIG)))?;
+        let msrs = entries(wanted)?;
         let written = fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
         match wanted.get(written) {
             None => break,
@@ -108,4 +119,27 @@ fn restore_msrs(fd: &VcpuFd, mut wanted: &[kvm_msr_entry]) -> Result<(), StateEr
         }
     }
     Ok(())
+}
+
+/// Reads the time stamp counter.
+pub fn tsc(fd: &VcpuFd) -> Result<u64, StateError> {
+    let mut msrs = entries(&[kvm_msr_entry { index: msrs::TSC, ..Default::default() }])?;
+    fd.get_msrs(&mut msrs).map_err(failed("KVM_GET_MSRS"))?;
+    Ok(msrs.as_slice().first().map_or(0, |entry| entry.data))
+}
+
+/// Moves the timer's deadline along with the counter, which cannot be set where ring 3 reads the host's own:
+/// what was left of the timer is left of it still.
+fn move_deadline(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
+    let deadline = state.msr(msrs::TSC_DEADLINE);
+    if deadline == 0 {
+        return Ok(());
+    }
+    let jump = tsc(fd)?.wrapping_sub(state.tsc());
+    let data = deadline.wrapping_add(jump);
+    restore_msrs(fd, &[kvm_msr_entry { index: msrs::TSC_DEADLINE, data, ..Default::default() }])
+}
+
+fn entries(list: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    Msrs::from_entries(list).map_err(|_| failed("holding the MSRs")(errno::Error::new(libc::E2BIG)))
 }

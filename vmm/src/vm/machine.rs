@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arch::layout;
 use devices::GuestRam;
 use devices::bus::{Bus, BusDevice, BusError};
+use devices::generation::{GENERATION_PORT, GENERATION_SIZE, Generation};
 use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
 use devices::power::{POWER_PORT, PowerPort, PowerSink};
@@ -119,6 +120,8 @@ pub struct Machine {
     pub buses: Arc<Buses>,
     /// The serial port, if the configuration has a console log.
     pub console: Option<Arc<Console>>,
+    /// Tells a restored guest what changed.
+    pub generation: Arc<Generation>,
     /// Virtio devices by slot.
     pub slots: Vec<Slot>,
 }
@@ -143,6 +146,8 @@ impl Machine {
         let power = Arc::new(Power(reporter.clone()));
         buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?;
         buses.pio.insert(POWER_PORT, 1, Arc::new(PowerPort::new(power)))?;
+        let generation = Arc::new(Generation::new());
+        buses.pio.insert(GENERATION_PORT, GENERATION_SIZE, generation.clone())?;
 
         let console = config.console_log.as_ref().map(|path| open_console(path, saved)).transpose()?;
         if let Some(console) = &console {
@@ -158,7 +163,7 @@ impl Machine {
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, slots })
+        Ok(Machine { buses: Arc::new(buses), console, generation, slots })
     }
 
     /// IOAPIC pins that devices are wired to.

@@ -10,6 +10,7 @@
 //! soon as it does not run the loop. Resuming goes the other way.
 
 mod build;
+mod generation;
 mod machine;
 mod requests;
 mod snapshot;
@@ -23,6 +24,7 @@ use devices::serial::SerialState;
 use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::BuildError;
+pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
@@ -31,6 +33,7 @@ use crate::memory;
 use crate::report::{self, Report, Reporter, Reports};
 use crate::stop::StopSignals;
 use crate::vcpu::{Vcpu, VcpuHandle, VcpuThreadError};
+use crate::vm::generation::Stood;
 use crate::vm::machine::Machine;
 use crate::worker::{Worker, WorkerError};
 
@@ -53,6 +56,9 @@ pub enum VmError {
     /// A vCPU thread failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuThreadError),
+    /// A restored guest could not be told.
+    #[error(transparent)]
+    Renew(#[from] RenewError),
     /// The event loop failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -95,6 +101,8 @@ pub struct Vm {
     vm: std::sync::Arc<kvm_ioctls::VmFd>,
     memory: GuestRam,
     emulated_ring0: bool,
+    /// Of a restored VM that has not run yet.
+    stood: Option<Stood>,
     ended: Option<VmExit>,
 }
 
@@ -107,8 +115,9 @@ impl Vm {
 
     /// Builds the VM of `config` around `memory`, which holds what it held when `state` was saved.
     pub fn restore(config: &VmConfig, state: &VmState, memory: GuestRam) -> Result<Self, RestoreVmError> {
-        let vm = Self::assemble(config, memory, state.console(), |_| Ok(()))?;
+        let mut vm = Self::assemble(config, memory, state.console(), |_| Ok(()))?;
         vm.load_state(state)?;
+        vm.stood = Some(state.stood());
         Ok(vm)
     }
 
@@ -133,6 +142,7 @@ impl Vm {
             vm: parts.vm,
             memory: parts.memory,
             emulated_ring0: parts.emulated_ring0,
+            stood: None,
             ended: None,
         })
     }
@@ -142,6 +152,9 @@ impl Vm {
         let Vcpus::Ready(vcpus) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("start").into());
         };
+        if let Some(stood) = self.stood.take() {
+            generation::renew(&self.vm, &self.memory, &self.machine.generation, vcpus, &stood)?;
+        }
         let vcpus = std::mem::take(vcpus);
         let handles = vcpus
             .into_iter()

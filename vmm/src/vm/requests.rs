@@ -57,7 +57,7 @@ impl From<VmError> for Refusal {
     fn from(error: VmError) -> Self {
         let kind = match error {
             VmError::State(_) => RefusalKind::State,
-            VmError::Vcpu(_) | VmError::Worker(_) => RefusalKind::Host,
+            VmError::Vcpu(_) | VmError::Worker(_) | VmError::Renew(_) => RefusalKind::Host,
         };
         Refusal { kind, message: crate::text::with_causes(&error) }
     }

@@ -1,5 +1,6 @@
 //! Saving a paused VM and loading it into a new one.
 
+use devices::generation::GenerationState;
 use devices::ioapic::IoapicState;
 use devices::serial::SerialState;
 use devices::virtio::device::RestoreError;
@@ -7,7 +8,9 @@ use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE,
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
+use super::generation::Stood;
 use super::{BuildError, Vcpus, Vm, WrongState};
+use crate::clock;
 use crate::snapshot::ReadError;
 use crate::vcpu::{StateError, VcpuState, VcpuThreadError};
 
@@ -16,6 +19,9 @@ use crate::vcpu::{StateError, VcpuState, VcpuThreadError};
 pub struct VmState {
     vcpus: Vec<VcpuState>,
     clock: kvm_clock_data,
+    /// CLOCK_REALTIME of the host, in nanoseconds, when the vCPUs were saved.
+    saved_at_ns: u64,
+    generation: GenerationState,
     ioapic: IoapicState,
     console: Option<SerialState>,
     /// Each virtio transport with its device, by slot.
@@ -26,6 +32,12 @@ impl VmState {
     /// State of the serial port, which is built from it.
     pub(super) fn console(&self) -> Option<&SerialState> {
         self.console.as_ref()
+    }
+
+    /// Where the guest's clocks stand.
+    pub(super) fn stood(&self) -> Stood {
+        let tsc = self.vcpus.first().map_or(0, VcpuState::tsc);
+        Stood { tsc, real_ns: self.saved_at_ns, clock: self.clock }
     }
 }
 
@@ -96,6 +108,7 @@ impl Vm {
             return Err(self.vcpus.refuse("save").into());
         };
         let vcpus = handles.iter().map(|handle| handle.save()).collect::<Result<Vec<_>, _>>()?;
+        let saved_at_ns = clock::realtime_ns();
         let mut clock = self.vm.get_clock().map_err(SaveError::Clock)?;
         // The guest's clock stands still while it is saved: the host's time at saving says nothing later.
         clock.flags &= !(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC);
@@ -110,7 +123,8 @@ impl Vm {
             .collect::<Result<Vec<_>, _>>()?;
         let ioapic = self.machine.buses.ioapic.state();
         let console = self.machine.console.as_ref().map(|console| console.state());
-        Ok(VmState { vcpus, clock, ioapic, console, transports })
+        let generation = self.machine.generation.state();
+        Ok(VmState { vcpus, clock, saved_at_ns, generation, ioapic, console, transports })
     }
 
     /// Loads `state` into a VM just built.
@@ -129,6 +143,7 @@ impl Vm {
         for (id, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
             vcpu.restore(saved).map_err(|source| RestoreVmError::Vcpu { id, source })?;
         }
+        self.machine.generation.restore(state.generation);
         // Routes before devices: a pending interrupt is raised while its device is restored.
         self.machine.buses.ioapic.restore(&state.ioapic);
         for (slot, saved) in self.machine.slots.iter().zip(&state.transports) {

@@ -7,14 +7,14 @@
 
 pub mod linux;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 use tempfile::NamedTempFile;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::config::{KernelConfig, VmConfig, VmExit};
 use vmm::vm::Vm;
 
@@ -163,6 +163,16 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         restore: None,
         control: None,
     }
+}
+
+/// The memory of `vm` in a file, region after region.
+pub fn memory_file(vm: &Vm) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    for region in vm.memory().iter() {
+        let address = GuestAddress(region.start_addr().0);
+        vm.memory().write_all_volatile_to(address, &mut file, region.len() as usize).unwrap();
+    }
+    file
 }
 
 /// Runs `guest` to its end and gives the VM with what it left in memory.
