@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, ensure};
 use engine::dirs::Dirs;
+use engine::template::TemplateStore;
 use images::Store;
 use serde_json::json;
 
@@ -13,8 +14,10 @@ use crate::output::{self, Format};
 /// What takes disk space.
 pub fn disk_usage(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
     let usage = Store::open(&dirs.data)?.system_df()?;
+    let templates = TemplateStore::new(dirs).usage();
     if format == Format::Json {
-        return output::print_json(&json!({"schema": "lighter.df.v1", "usage": usage}));
+        let value = json!({"schema": "lighter.df.v1", "usage": usage, "templates": templates});
+        return output::print_json(&value);
     }
     let mut table = output::table(&["TYPE", "FILES", "SIZE", "RECLAIMABLE"]);
     for (kind, usage) in
@@ -27,6 +30,12 @@ pub fn disk_usage(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
             output::human_size(usage.reclaimable),
         ]);
     }
+    table.add_row([
+        "Templates".to_owned(),
+        templates.count.to_string(),
+        output::human_size(templates.bytes),
+        output::human_size(templates.reclaimable),
+    ]);
     output::print_table(&table)
 }
 
@@ -37,22 +46,26 @@ pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
             std::io::stdin().is_terminal(),
             "`lighter system prune` asks first; use --force where nobody answers"
         );
-        eprint!("Remove unfinished downloads and everything that no image needs? [y/N] ");
+        eprint!("Remove unfinished downloads, templates and everything that no image needs? [y/N] ");
         std::io::stderr().flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
         ensure!(answer.trim().eq_ignore_ascii_case("y"), "nothing was removed");
     }
     let collected = Store::open(&dirs.data)?.prune()?;
+    let templates = TemplateStore::new(dirs).prune();
     if collected.deferred {
         output::notice("the store is in use, so nothing was removed; try again when no pull runs");
     }
     match args.format {
-        Format::Json => output::print_json(&json!({"schema": "lighter.prune.v1", "removed": collected})),
+        Format::Json => output::print_json(
+            &json!({"schema": "lighter.prune.v1", "removed": collected, "templates": templates}),
+        ),
         Format::Table => output::print(&format!(
-            "removed {} files, {}\n",
+            "removed {} files and {} templates, {}\n",
             collected.files,
-            output::human_size(collected.bytes)
+            templates.count,
+            output::human_size(collected.bytes + templates.bytes)
         )),
     }
 }

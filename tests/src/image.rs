@@ -47,7 +47,21 @@ pub fn make_busybox(root: &Path) -> anyhow::Result<()> {
         let name = program.file_name().context("a program without a name")?;
         std::fs::copy(&program, root.join("guest").join(name))?;
     }
-    Ok(())
+    same_times(root)
+}
+
+/// Gives everything below `path` one time, so that the same tree is the same image in every test and one template
+/// serves them all.
+fn same_times(path: &Path) -> anyhow::Result<()> {
+    if path.symlink_metadata()?.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            same_times(&entry?.path())?;
+        }
+    }
+    let time = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .with_context(|| format!("cannot set the times of {}", path.display()))
 }
 
 /// An OCI layout made of the busybox tree by `umoci`, with a configuration; its reference.

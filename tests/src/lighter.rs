@@ -18,8 +18,16 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// An empty installation.
+    /// An empty installation, but for the templates that all tests share: a guest is cloned wherever it can be.
     pub fn new() -> anyhow::Result<Self> {
+        let installation = Self::without_templates()?;
+        std::fs::create_dir(installation.root())?;
+        std::os::unix::fs::symlink(shared_templates()?, installation.root().join("templates"))?;
+        Ok(installation)
+    }
+
+    /// An empty installation that makes its own templates.
+    pub fn without_templates() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("lt").tempdir().context("no temporary directory")?;
         Ok(Installation { directory })
     }
@@ -86,6 +94,18 @@ impl Installation {
         }
         Ok(found)
     }
+}
+
+/// Where the tests' templates are: `LIGHTER_TEST_TEMPLATES`, or a place of this test program's own.
+fn shared_templates() -> anyhow::Result<PathBuf> {
+    static OWN: OnceLock<TempDir> = OnceLock::new();
+    if let Some(path) = std::env::var_os("LIGHTER_TEST_TEMPLATES") {
+        return Ok(PathBuf::from(path));
+    }
+    if OWN.get().is_none() {
+        let _ = OWN.set(tempfile::tempdir()?);
+    }
+    OWN.get().map(|directory| directory.path().to_owned()).context("no place for templates")
 }
 
 /// `LIGHTER_BIN`, or the newest `lighter` that cargo built beside the tests.

@@ -47,7 +47,7 @@ impl Key {
         line("vcpus", vcpus);
         line("memory", mem_size_mib);
         line("network", network);
-        line("rootfs", &rootfs.display());
+        line("rootfs", &rootfs.file_name().unwrap_or_default().display());
         line("writable", writable);
         let digest = Sha256::digest(text.as_bytes());
         Ok(Self(digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()))
