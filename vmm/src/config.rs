@@ -27,6 +27,9 @@ pub struct VmConfig {
     /// Socket device between host and guest.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// The guest gives memory back that it does not use, and can be asked for more.
+    #[serde(default)]
+    pub balloon: bool,
     /// Virtio slots after the devices above, for [`VmConfig::plugged`]. The guest's kernel knows all of them
     /// from its boot on; one without a device is ignored.
     #[serde(default)]

@@ -7,6 +7,7 @@ mod support;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use support::linux::{self, Bench};
 use support::memory_file;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let tests: Vec<(&str, fn())> = vec![
         ("a_disk_plugged_into_a_restored_vm_is_found_by_binding_its_slot", plugging),
         ("clones_share_the_pages_of_an_image_in_persistent_memory", sharing),
+        ("memory_that_a_guest_frees_comes_back_to_the_host", balloon),
         ("a_drive_restored_with_a_medium_is_read_without_a_probe", medium),
     ];
     support::main_lacking(tests, linux::kernel().is_none().then(|| "no guest kernel".to_owned()))
@@ -60,7 +62,7 @@ fn late_disk(bench: &Bench, mut config: VmConfig, change: impl FnOnce(&mut VmCon
     std::fs::write(&path, [&b"it came in late!"[..], &[0; 4096 - 16]].concat()).unwrap();
     change(&mut config, DiskConfig { path, read_only: true, serial: String::new() });
     let mut clone = template.start(&config);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     println!("late disk: {}", bench.wait_for(&mut clone, "took "));
     println!("late disk: {:?} after the first instruction", start.elapsed());
     assert_eq!(bench.wait_for(&mut clone, "disk says "), "it came in late!");
@@ -149,4 +151,39 @@ fn sharing() {
         let saved = cached.saturating_sub(shared);
         assert!(saved > mib as u64 * 900, "{shared} KiB of its own, {cached} KiB with a page cache");
     }
+}
+
+/// Runs `vm` until `done`, which is asked now and then.
+fn run_until(vm: &mut Vm, mut done: impl FnMut(&Vm) -> bool) {
+    let end = Instant::now() + linux::PATIENCE;
+    while !done(vm) {
+        assert!(Instant::now() < end, "in vain");
+        assert_eq!(vm.run_for(Duration::from_millis(100), |_| ()).unwrap(), None);
+    }
+}
+
+fn balloon() {
+    const MIB: u64 = 64;
+    let bench = Bench::new("balloon");
+    let mut config = bench.config(160);
+    config.kernel.cmdline.push_str(&format!(" -- {MIB}"));
+    config.balloon = true;
+    let mut vm = Vm::build(&config).unwrap();
+    vm.start().unwrap();
+    bench.wait_for(&mut vm, "filled");
+    let filled = own_kib(&vm);
+    assert!(filled > MIB << 10, "{filled} KiB");
+    bench.wait_for(&mut vm, "freed");
+    // All but what is in blocks of less than 2 MiB.
+    let start = Instant::now();
+    run_until(&mut vm, |vm| own_kib(vm) + ((MIB - 8) << 10) < filled);
+    println!("free pages: {filled} KiB, then {} KiB after {:?}", own_kib(&vm), start.elapsed());
+
+    let control = vm.balloon().unwrap().clone();
+    control.set_target(8).unwrap();
+    let start = Instant::now();
+    run_until(&mut vm, |_| control.actual_mib() == 8);
+    println!("balloon of 8 MiB after {:?}, {} KiB", start.elapsed(), own_kib(&vm));
+    control.set_target(0).unwrap();
+    run_until(&mut vm, |_| control.actual_mib() == 0);
 }

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 
 use support::{DATA, PATIENCE, config, kernel, run, words};
 use vmm::config::{DiskConfig, NetConfig, PmemConfig, VmExit, VsockConfig};
+use vmm::control::{Client, Done, Request};
 use vmm::emulation::detect;
 use vmm::vm::{Happening, Vm};
 
@@ -17,6 +18,7 @@ kvm_tests!(
     every_processor_starts,
     a_ready_driver_is_reported_by_name_once,
     writes_to_persistent_memory_reach_the_file_only_where_they_may,
+    the_control_socket_steers_the_balloon,
     what_cannot_be_built_is_refused_with_a_reason,
     the_probe_agrees_with_what_the_processor_says,
 );
@@ -180,6 +182,45 @@ fn writes_to_persistent_memory_reach_the_file_only_where_they_may() {
         assert_eq!(words(&vm, DATA), [BEFORE, after], "read-only: {read_only}");
         assert_eq!(std::fs::read(file.path()).unwrap()[..8], after.to_le_bytes());
     }
+}
+
+guest!(forever: "2: jmp 2b");
+
+/// What a client hears whose requests a VM with or without a balloon answers.
+fn answers(balloon: bool, requests: &[Request]) -> Vec<Result<Done, String>> {
+    let kernel = kernel(forever);
+    let mut config = config(&kernel, 1);
+    config.balloon = balloon;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let mut vm = Vm::build(&config).unwrap();
+    vm.control_at(&path).unwrap();
+    vm.start().unwrap();
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut client = Client::connect(&path, PATIENCE).unwrap();
+            let ask = |request| client.ask(request).map_err(|error| error.to_string());
+            requests.iter().map(ask).collect()
+        });
+        while !client.is_finished() {
+            vm.run_for(std::time::Duration::from_millis(10), |_| ()).unwrap();
+        }
+        if let Some(balloon) = vm.balloon() {
+            assert_eq!(balloon.target_mib(), 8);
+        }
+        client.join().unwrap()
+    })
+}
+
+fn the_control_socket_steers_the_balloon() {
+    let requests = [Request::Status, Request::Balloon { mib: 8 }, Request::Balloon { mib: 33 }];
+    let status = |answer: &Result<Done, String>| answer.as_ref().unwrap().balloon_mib;
+    let with = answers(true, &requests);
+    assert_eq!(status(&with[0]), Some(0));
+    assert_eq!(with[1..], [Ok(Done::default()), Err("a balloon of 33 MiB: the guest has 32 MiB".into())]);
+    let without = answers(false, &requests);
+    assert_eq!(status(&without[0]), None);
+    assert_eq!(without[1], Err("this VM has no balloon".into()));
 }
 
 fn what_cannot_be_built_is_refused_with_a_reason() {

@@ -1,5 +1,6 @@
 //! Virtio 1.2 devices over the MMIO transport.
 
+pub mod balloon;
 pub mod block;
 pub mod device;
 #[cfg(any(test, feature = "test-utils"))]

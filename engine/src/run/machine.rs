@@ -79,6 +79,7 @@ impl Machine {
                 Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
             }),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
+            balloon: false,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),

@@ -35,6 +35,12 @@ pub enum Request {
         /// The directory to make, an absolute path.
         dir: PathBuf,
     },
+    /// Ask the guest to leave so much of its memory unused. Answered at once: [`Request::Status`] says how
+    /// far the guest got.
+    Balloon {
+        /// In MiB, at most the guest's memory; 0 gives all of it back to the guest.
+        mib: u32,
+    },
 }
 
 /// An answer.
@@ -59,6 +65,9 @@ pub struct Done {
     /// [`Request::Status`]: guest memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_size_mib: Option<u32>,
+    /// [`Request::Status`]: memory that the guest leaves unused, in MiB, if there is a balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon_mib: Option<u32>,
     /// [`Request::Snapshot`]: for how many microseconds a running VM was paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_us: Option<u64>,

@@ -22,7 +22,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::machine::{DeviceError, Machine};
+use super::machine::{DeviceError, Machine, Memory};
 use crate::cmdline;
 use crate::config::VmConfig;
 use crate::emulation::Completer;
@@ -114,7 +114,8 @@ pub fn parts(
     let addressable = pmem::with_ram(&memory, &windows)?;
     vm.set_tss_address(layout::KVM_TSS).map_err(BuildError::TssAddress)?;
     irq::create_split_irqchip(&vm)?;
-    let machine = Machine::build(config, &vm, &addressable, windows, reporter, console)?;
+    let seen = Memory { ram: &memory, addressable: &addressable, windows };
+    let machine = Machine::build(config, &vm, seen, reporter, console)?;
     let cpuid = shaped_cpuid(&kvm, CpuidConfig { vcpus: config.vcpus, emulated_ring0 })?;
     let vcpus = (0..config.vcpus)
         .map(|id| Vcpu::create(&vm, id, &cpuid, machine.buses.clone(), Completer::new(addressable.clone())))

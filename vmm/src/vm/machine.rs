@@ -16,6 +16,7 @@ use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
 use devices::power::{POWER_PORT, PowerPort, PowerSink};
 use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError, SerialState};
+use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
 use devices::virtio::net::tap::{Tap, TapError};
@@ -87,6 +88,9 @@ pub enum DeviceError {
     /// The serial port could not be built.
     #[error("cannot build the serial port")]
     Serial(#[from] SerialError),
+    /// The balloon could not be built.
+    #[error("cannot make an eventfd for the balloon")]
+    Balloon(#[source] io::Error),
     /// The vsock device could not be built.
     #[error("cannot build the vsock device")]
     Vsock(#[from] VsockError),
@@ -114,6 +118,16 @@ pub struct Slot {
     pub changed: EventFd,
 }
 
+/// The guest's memory as its devices need it.
+pub struct Memory<'a> {
+    /// RAM.
+    pub ram: &'a GuestRam,
+    /// What descriptors may point to: RAM and the windows.
+    pub addressable: &'a GuestRam,
+    /// Persistent memory.
+    pub windows: Vec<Pmem>,
+}
+
 /// All devices of a VM.
 pub struct Machine {
     /// What vCPUs reach.
@@ -124,17 +138,17 @@ pub struct Machine {
     pub generation: Arc<Generation>,
     /// Virtio devices by slot.
     pub slots: Vec<Slot>,
+    /// The balloon's, if the configuration has one.
+    pub balloon: Option<BalloonControl>,
 }
 
 impl Machine {
     /// Builds every device of `config`, the console in the state `saved` if there is one. No KVM call is
-    /// made, so this may come between the memory slots and the vCPUs. `memory` is all that devices may
-    /// address, the `windows` of persistent memory included.
+    /// made, so this may come between the memory slots and the vCPUs.
     pub fn build(
         config: &VmConfig,
         vm: &Arc<VmFd>,
-        memory: &GuestRam,
-        windows: Vec<Pmem>,
+        memory: Memory<'_>,
         reporter: &Reporter,
         saved: Option<&SerialState>,
     ) -> Result<Self, DeviceError> {
@@ -154,16 +168,19 @@ impl Machine {
             buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
         }
 
-        let devices = virtio_devices(config, windows)?;
+        let balloon = config.balloon.then(|| Balloon::new(memory.ram.clone())).transpose();
+        let balloon = balloon.map_err(DeviceError::Balloon)?;
+        let control = balloon.as_ref().map(Balloon::control);
+        let devices = virtio_devices(config, memory.windows, balloon)?;
         let mut slots = Vec::with_capacity(devices.len());
         for (index, (name, device)) in devices.into_iter().enumerate() {
-            let slot = Slot::new(name, device, memory, reporter)?;
+            let slot = Slot::new(name, device, memory.addressable, reporter)?;
             let registers: Arc<dyn BusDevice> = slot.transport.clone();
             buses.mmio.insert(layout::virtio_mmio_address(index), MMIO_SIZE, registers)?;
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, generation, slots })
+        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control })
     }
 
     /// IOAPIC pins that devices are wired to.
@@ -197,7 +214,11 @@ impl Slot {
 pub(super) type Named = (String, Box<dyn VirtioDevice>);
 
 /// The virtio devices of `config` in slot order.
-fn virtio_devices(config: &VmConfig, windows: Vec<Pmem>) -> Result<Vec<Named>, DeviceError> {
+fn virtio_devices(
+    config: &VmConfig,
+    windows: Vec<Pmem>,
+    balloon: Option<Balloon>,
+) -> Result<Vec<Named>, DeviceError> {
     let mut devices: Vec<Named> = Vec::with_capacity(config.disks.len() + 3);
     if config.disks.len() > MAX_DISKS {
         return Err(DeviceError::TooManyDisks { count: config.disks.len() });
@@ -214,6 +235,9 @@ fn virtio_devices(config: &VmConfig, windows: Vec<Pmem>) -> Result<Vec<Named>, D
     devices.push(("rng".into(), Box::new(Rng::new())));
     let mut windows = windows.into_iter().enumerate();
     devices.extend(windows.by_ref().take(config.pmem.len()).map(pmem));
+    if let Some(balloon) = balloon {
+        devices.push(("balloon".into(), Box::new(balloon)));
+    }
     let count = devices.len() + usize::from(config.spare_slots);
     if count > layout::VIRTIO_MMIO_SLOTS {
         return Err(DeviceError::TooManySlots { count });

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use devices::GuestRam;
 use devices::serial::SerialState;
+use devices::virtio::balloon::BalloonControl;
 use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::BuildError;
@@ -246,6 +247,11 @@ impl Vm {
     /// Ends the VM with [`VmExit::Stopped`] when one of `signals` comes while it runs.
     pub fn stop_on(&mut self, signals: StopSignals) {
         self.worker.subscribe(Box::new(signals.subscriber(self.reporter.clone())));
+    }
+
+    /// What steers the balloon, if there is one; usable from any thread while the VM runs.
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.machine.balloon.as_ref()
     }
 
     /// Guest memory.

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use devices::virtio::balloon::BalloonControl;
+
 use super::snapshot::SnapshotError;
 use super::{Vcpus, Vm, VmError};
 use crate::control::{Answer, Done, Refusal, RefusalKind, Request, Server, ServerError};
@@ -21,6 +23,7 @@ impl Vm {
             Request::Pause => self.pause().map(|()| Done::default()).map_err(Refusal::from),
             Request::Resume => self.resume().map(|()| Done::default()).map_err(Refusal::from),
             Request::Snapshot { dir } => self.snapshot_for(dir),
+            Request::Balloon { mib } => self.inflate(*mib),
         };
         done.map_or_else(Answer::Error, Answer::Ok)
     }
@@ -30,8 +33,16 @@ impl Vm {
             state: Some(self.vcpus.state().to_owned()),
             vcpus: Some(self.config.vcpus),
             mem_size_mib: Some(self.config.mem_size_mib),
+            balloon_mib: self.balloon().map(BalloonControl::actual_mib),
             ..Done::default()
         }
+    }
+
+    fn inflate(&self, mib: u32) -> Result<Done, Refusal> {
+        let refusal = |message| Refusal { kind: RefusalKind::Request, message };
+        let balloon = self.balloon().ok_or_else(|| refusal("this VM has no balloon".to_owned()))?;
+        balloon.set_target(mib).map_err(|error| refusal(error.to_string()))?;
+        Ok(Done::default())
     }
 
     fn snapshot_for(&mut self, dir: &Path) -> Result<Done, Refusal> {

@@ -11,7 +11,7 @@ use vmm::config::{DiskConfig, KernelConfig, VmConfig, VmExit};
 use vmm::vm::Vm;
 
 /// A guest that has not said what is expected by then hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// How often the console is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -72,6 +72,7 @@ impl Bench {
             pmem: Vec::new(),
             net: None,
             vsock: None,
+            balloon: false,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(self.path("console")),

@@ -157,6 +157,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         pmem: Vec::new(),
         net: None,
         vsock: None,
+        balloon: false,
         spare_slots: 0,
         plugged: Default::default(),
         console_log: None,
