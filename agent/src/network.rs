@@ -1,4 +1,4 @@
-//! `lo` and `eth0` by rtnetlink (rtnetlink(7)): a few messages on one socket, each acknowledged.
+//! `lo` and `eth0` by rtnetlink (rtnetlink(7)): a few requests in one message, one acknowledgement.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -14,13 +14,18 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
-/// NLM_F_REQUEST | NLM_F_ACK
-const CHANGE: u16 = 0x1 | 0x4;
-/// The same | NLM_F_CREATE | NLM_F_REPLACE, which links refuse
+/// NLM_F_REQUEST
+const CHANGE: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+/// CHANGE | NLM_F_CREATE | NLM_F_REPLACE, which links refuse
 const SET: u16 = CHANGE | 0x400 | 0x100;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// No address of its own making: those that it has come from the host.
+const IN6_ADDR_GEN_MODE_NONE: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// No duplicate address detection: the host gave the address, and waiting for it costs a second.
@@ -32,9 +37,15 @@ const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 
-/// Brings the loopback interface up; it is always the first.
-pub fn loopback_up() -> Result<(), Failure> {
-    Netlink::open()?.request(link_up(1), "bring lo up")
+/// Brings the loopback interface up, which is always the first, and `eth0` if there is one: that is what costs most,
+/// and it is the same for every container.
+pub fn prepare() -> Result<(), Failure> {
+    let mut netlink = Netlink::open()?;
+    let mut requests = vec![(link_up(1), "bring lo up")];
+    if let Ok(index) = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE) {
+        requests.push((eth0_up(index), "bring eth0 up"));
+    }
+    netlink.request(requests)
 }
 
 /// Configures `eth0` as planned. A plan without an address is for a guest without `eth0`.
@@ -45,16 +56,16 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
     let mut netlink = Netlink::open()?;
     let index = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE)
         .during("find eth0 (this kernel needs CONFIG_VIRTIO_NET built in, see docs/kernel.md)")?;
-    for (address, prefix) in
-        plan.ipv4.map(|(a, p)| (a.into(), p)).into_iter().chain(plan.ipv6.map(|(a, p)| (a.into(), p)))
-    {
-        netlink.request(new_address(index, address, prefix), "give eth0 its address")?;
+    let mut requests = vec![(eth0_identity(index, plan), "give eth0 its hardware address")];
+    let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    let v6 = plan.ipv6.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    for (address, prefix) in v4.into_iter().chain(v6) {
+        requests.push((new_address(index, address, prefix), "give eth0 its address"));
     }
-    netlink.request(eth0_up(index, plan), "bring eth0 up")?;
     for gateway in plan.gateway_v4.map(IpAddr::from).into_iter().chain(plan.gateway_v6.map(IpAddr::from)) {
-        netlink.request(default_route(index, gateway), "set the default route")?;
+        requests.push((default_route(index, gateway), "set the default route"));
     }
-    Ok(())
+    netlink.request(requests)
 }
 
 fn link_up(index: u32) -> Message {
@@ -64,7 +75,18 @@ fn link_up(index: u32) -> Message {
     message
 }
 
-fn eth0_up(index: u32, plan: &NetworkPlan) -> Message {
+fn eth0_up(index: u32) -> Message {
+    let mut message = link_up(index);
+    // Attributes within attributes: 8 bytes within 12 within 16.
+    message.bytes(&16u16.to_ne_bytes()).bytes(&IFLA_AF_SPEC.to_ne_bytes());
+    message.bytes(&12u16.to_ne_bytes()).bytes(&AddressFamily::INET6.as_raw().to_ne_bytes());
+    // One byte counts; the other three are padding on a little-endian machine.
+    message.bytes(&5u16.to_ne_bytes()).bytes(&IFLA_INET6_ADDR_GEN_MODE.to_ne_bytes());
+    message.word(IN6_ADDR_GEN_MODE_NONE);
+    message
+}
+
+fn eth0_identity(index: u32, plan: &NetworkPlan) -> Message {
     let mut message = link_up(index);
     // Six bytes and two of padding, which the length leaves out.
     let [a, b, c, d, e, f] = plan.mac;
@@ -107,9 +129,9 @@ struct Message(Vec<u8>);
 
 impl Message {
     fn new(kind: u16, flags: u16) -> Self {
-        // struct nlmsghdr: length (filled at the end), type, flags, sequence number, port
+        // struct nlmsghdr: length, type, flags, sequence number, port; the end fills in the rest
         let mut message = Message(Vec::with_capacity(96));
-        message.word(0).bytes(&kind.to_ne_bytes()).bytes(&flags.to_ne_bytes()).word(1).word(0);
+        message.word(0).bytes(&kind.to_ne_bytes()).bytes(&flags.to_ne_bytes()).word(0).word(0);
         message
     }
 
@@ -127,10 +149,14 @@ impl Message {
         self.bytes(&length.to_ne_bytes()).bytes(&kind.to_ne_bytes()).bytes(value)
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// The bytes of request number `sequence`, which the kernel acknowledges if it is the `last`.
+    fn finish(mut self, sequence: usize, last: bool) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        if let Some(place) = self.0.first_chunk_mut::<4>() {
-            *place = length.to_ne_bytes();
+        let sequence = u32::try_from(sequence).unwrap_or(u32::MAX);
+        if let Some([a, b, c, d, _, _, flags, _, e, f, g, h]) = self.0.first_chunk_mut::<12>() {
+            [*a, *b, *c, *d] = length.to_ne_bytes();
+            [*e, *f, *g, *h] = sequence.to_ne_bytes();
+            *flags |= if last { NLM_F_ACK as u8 } else { 0 };
         }
         self.0
     }
@@ -147,24 +173,36 @@ impl Netlink {
         Ok(Netlink { socket: socket.during("open a netlink socket")? })
     }
 
-    /// Sends a request and waits for its acknowledgement.
-    fn request(&mut self, message: Message, what: &str) -> Result<(), Failure> {
-        rustix::net::send(&self.socket, &message.finish(), SendFlags::empty()).during(what)?;
+    /// Sends requests, each with what it is to do, and waits until the last is acknowledged or one has failed.
+    fn request(&mut self, requests: Vec<(Message, &'static str)>) -> Result<(), Failure> {
+        let (messages, names): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let last = messages.len().saturating_sub(1);
+        let all: Vec<u8> = messages
+            .into_iter()
+            .enumerate()
+            .flat_map(|(at, message)| message.finish(at, at == last))
+            .collect();
+        rustix::net::send(&self.socket, &all, SendFlags::empty()).during("ask for network changes")?;
         let mut reply = [0u8; 512];
-        let (count, _) = rustix::net::recv(&self.socket, &mut reply[..], RecvFlags::empty()).during(what)?;
+        let (count, _) = rustix::net::recv(&self.socket, &mut reply[..], RecvFlags::empty())
+            .during("hear of network changes")?;
         match acknowledged(reply.get(..count).unwrap_or_default()) {
-            Some(0) => Ok(()),
-            Some(errno) => Err(rustix::io::Errno::from_raw_os_error(-errno)).during(what),
-            None => Err(Failure::agent(format!("{what}: the kernel's answer is no acknowledgement"))),
+            Some((_, 0)) => Ok(()),
+            Some((at, errno)) => {
+                let what = names.get(at).copied().unwrap_or("network changes");
+                Err(rustix::io::Errno::from_raw_os_error(errno.saturating_neg())).during(what)
+            }
+            None => Err(Failure::agent("network changes: the kernel's answer is no acknowledgement")),
         }
     }
 }
 
-/// The error code of an NLMSG_ERROR message: 0 is success.
-fn acknowledged(reply: &[u8]) -> Option<i32> {
+/// The number of the request and the error code of an NLMSG_ERROR message: 0 is success.
+fn acknowledged(reply: &[u8]) -> Option<(usize, i32)> {
     let kind = u16::from_ne_bytes(*reply.get(4..)?.first_chunk()?);
+    let sequence = u32::from_ne_bytes(*reply.get(8..)?.first_chunk()?);
     let code = i32::from_ne_bytes(*reply.get(16..)?.first_chunk()?);
-    (kind == NLMSG_ERROR).then_some(code)
+    (kind == NLMSG_ERROR).then_some((usize::try_from(sequence).ok()?, code))
 }
 
 #[cfg(test)]
@@ -173,22 +211,24 @@ mod tests {
 
     #[test]
     fn a_message_has_its_length_type_and_attributes() {
-        let bytes = new_address(2, IpAddr::from([10, 1, 2, 3]), 24).finish();
+        let bytes = new_address(2, IpAddr::from([10, 1, 2, 3]), 24).finish(3, true);
         assert_eq!(bytes.len(), 16 + 8 + 8 + 8);
         assert_eq!(bytes[..4], 40u32.to_ne_bytes());
         assert_eq!(bytes[4..6], RTM_NEWADDR.to_ne_bytes());
+        assert_eq!((&bytes[6..8], &bytes[8..12]), (&[5, 5][..], &[3, 0, 0, 0][..]));
         assert_eq!(bytes[16..20], [2, 24, 0, 0]);
         assert_eq!(bytes[24..32], [8, 0, IFA_LOCAL as u8, 0, 10, 1, 2, 3]);
-        let six = new_address(2, "fd00::1".parse().unwrap(), 64).finish();
+        let six = new_address(2, "fd00::1".parse().unwrap(), 64).finish(0, false);
+        assert_eq!(six[6..8], [1, 5]);
         assert_eq!(six[16..20], [10, 64, IFA_F_NODAD, 0]);
     }
 
     #[test]
     fn only_an_error_message_is_an_acknowledgement() {
         let mut reply = vec![36, 0, 0, 0, 2, 0];
-        reply.extend([0; 10]);
+        reply.extend([0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
         reply.extend((-17i32).to_ne_bytes());
-        assert_eq!(acknowledged(&reply), Some(-17));
+        assert_eq!(acknowledged(&reply), Some((2, -17)));
         reply[4] = 3;
         assert_eq!(acknowledged(&reply), None);
         assert_eq!(acknowledged(&reply[..10]), None);

@@ -4,10 +4,10 @@ use arch::cmdline::Cmdline;
 
 /// Only errors on the console; LOCK prefixes stay where there is one vCPU, as removing them one by one is a
 /// quarter of a boot; no 64 MiB of bounce buffers above 4 GiB; power off through the power port; where to
-/// hear of a restore; reset
-/// through the i8042, at once after a panic. The rest of the machine is found by MP table and CPUID.
+/// hear of a restore; no thread that feeds the random generator from virtio-rng all the time: the agent and
+/// the processor seed it; reset through the i8042, at once after a panic. The rest of the machine is found by MP table and CPUID.
 const MACHINE: &str = "quiet noreplace-smp swiotlb=noforce poweroff_port=0x600 \
-                       vm_generation=0x610 reboot=k panic=-1";
+                       vm_generation=0x610 rng_core.default_quality=0 reboot=k panic=-1";
 /// The serial port as console; not on the fast path, each byte is an exit.
 const CONSOLE: &str = "console=ttyS0";
 /// What a kernel must leave alone where KVM emulates ring 0, see `docs/kernel.md`. The kernel reads the
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(
             build(machine, "root=/dev/vda").as_str(),
             "console=ttyS0 quiet noreplace-smp swiotlb=noforce poweroff_port=0x600 \
-             vm_generation=0x610 reboot=k panic=-1 virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda"
+             vm_generation=0x610 rng_core.default_quality=0 reboot=k panic=-1 virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda"
         );
     }
 

@@ -51,7 +51,7 @@ impl Container {
         }
         // Whatever fails from here on, it cannot be tried again.
         self.state = State::Ended;
-        network::loopback_up()?;
+        network::prepare()?;
         let (files, overlays) = files::make()?;
         let outside = root::enter(plan)?;
         dev::mount_all()?;

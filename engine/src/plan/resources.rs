@@ -1,7 +1,8 @@
 //! `--memory` and `--cpus`: what the container gets, and what the VM needs for it.
 
-/// Memory of a container where the user says nothing.
-pub const DEFAULT_MEMORY_MIB: u32 = 512;
+/// Memory of a container where the user says nothing: what is left of a VM of 512 MiB. The guest's kernel sets its
+/// memory up in blocks of 128 MiB, and one that is not whole costs more than one that is.
+pub const DEFAULT_MEMORY_MIB: u32 = 473;
 /// The least with which a container can be expected to run.
 pub const MIN_MEMORY_MIB: u32 = 16;
 /// The most that guest memory's layout was made for: 1 TiB.
@@ -121,6 +122,7 @@ mod tests {
     #[test]
     fn the_vm_is_larger_than_its_container() {
         assert_eq!(vm_memory_mib(256), 256 + 32 + 4);
+        assert_eq!(vm_memory_mib(DEFAULT_MEMORY_MIB), 512);
         assert!(vm_memory_mib(1 << 20) > 1 << 20);
     }
 
