@@ -37,6 +37,11 @@ impl Template {
         let mut vm = Vm::build(config).unwrap();
         vm.start().unwrap();
         bench.wait_for(&mut vm, "waiting");
+        Self::of(vm)
+    }
+
+    /// Saves `vm`.
+    fn of(mut vm: Vm) -> Self {
         vm.pause().unwrap();
         let state = serde_json::to_string(&vm.save_state().unwrap()).unwrap();
         let memory = memory_file(&vm);
@@ -134,22 +139,32 @@ fn sharing() {
     let disk = DiskConfig { path: path.clone(), read_only: true, serial: String::new() };
     let disk = PluggedConfig { disks: vec![disk], ..Default::default() };
     let memory = PluggedConfig { pmem: vec![PmemConfig { path, read_only: true }], ..Default::default() };
-    let mut run = |plugged: &PluggedConfig| {
-        config.plugged = plugged.clone();
+    let run = |plugged: &PluggedConfig| {
+        let config = VmConfig { plugged: plugged.clone(), ..config.clone() };
         let mut vm = template.start(&config);
         let steps = bench.wait_for(&mut vm, "steps");
-        vm.pause().unwrap();
         let (mounted, own) = (bench.wait_for(&mut vm, "mounted"), own_kib(&vm));
         println!("{mib} MiB, {mounted}: {steps}, {own} KiB its own");
-        (bench.wait_for(&mut vm, "sum"), mounted, own)
+        (bench.wait_for(&mut vm, "sum"), mounted, own, vm)
     };
-    for _ in 0..setting("LIGHTER_TEST_ROUNDS", 1) {
-        let (sum, _, cached) = run(&disk);
-        let (same, mounted, shared) = run(&memory);
+    for round in 0..setting("LIGHTER_TEST_ROUNDS", 1) {
+        let (sum, _, cached, on_disk) = run(&disk);
+        let (same, mounted, shared, in_memory) = run(&memory);
         assert_eq!(sum, same);
         assert!(mounted.contains("dax=always"), "{mounted}");
         let saved = cached.saturating_sub(shared);
         assert!(saved > mib as u64 * 900, "{shared} KiB of its own, {cached} KiB with a page cache");
+        // Clones of a VM that has the image mounted and read it read it as well.
+        let again = |vm, plugged: &PluggedConfig| {
+            let config = VmConfig { plugged: plugged.clone(), ..config.clone() };
+            let mut clone = Template::of(vm).start(&config);
+            assert_eq!(bench.wait_for(&mut clone, "again "), sum);
+            own_kib(&clone)
+        };
+        if round == 0 {
+            let (cached, shared) = (again(on_disk, &disk), again(in_memory, &memory));
+            println!("their clones: {cached} KiB on disk, {shared} KiB with DAX");
+        }
     }
 }
 
