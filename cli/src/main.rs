@@ -16,6 +16,7 @@ use clap::Parser as _;
 use engine::dirs::Dirs;
 use engine::network::Network;
 use engine::session::outcome::EXIT_FAILURE;
+use engine::template::TemplateStore;
 use engine::trace::Trace;
 
 use args::{Cli, Command, ImageCommand, SystemCommand};
@@ -63,6 +64,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
 /// Removes what dead containers left.
 fn sweep(dirs: &Dirs) -> anyhow::Result<()> {
     engine::container::sweep::sweep(dirs).context("cannot look for dead containers")?;
+    TemplateStore::new(dirs).sweep();
     Network::here(dirs)?.sweep();
     Ok(())
 }

@@ -61,11 +61,6 @@ pub enum RunError {
     /// The template could not be made.
     #[error(transparent)]
     Make(#[from] MakeError),
-    /// The template does not fit this host any more.
-    #[error(
-        "the template of this image could not be used and was removed; run it again to make another one: {0}"
-    )]
-    Template(String),
     /// The machine, the guest or the agent.
     #[error(transparent)]
     Session(#[from] SessionError),

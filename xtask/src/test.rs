@@ -41,6 +41,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
             eprintln!("no kernel of a distribution, so its test is skipped: {error:#}");
             None
         });
+    let templates = tempfile::tempdir().context("no place for the tests' templates")?;
     let mut counts = Counts::default();
     let outcome = step::step("tests", || {
         let mut command = build::cargo();
@@ -51,6 +52,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         command
             .env("LIGHTER_KERNEL", &kernel)
             .env("LIGHTER_BIN", &lighter)
+            .env("LIGHTER_TEST_TEMPLATES", templates.path())
             .envs(distribution.map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());

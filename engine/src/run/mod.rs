@@ -139,9 +139,12 @@ pub fn run(
     let start = Start { machine: &machine, container: &container, config: &config, plan: &plan };
     let result = start.supervise(attachment.as_ref(), image, &signals, streams, trace);
     if let (Err(RunError::Session(SessionError::Vm(why))), Some(template)) = (&result, template) {
-        // The VMM refused it, so it would refuse it the next time too.
+        // The VMM refused it before anything ran, and would refuse it the next time too. Without a template there
+        // is no second turn.
+        (watcher.notice)(&format!("the image's template could not be used, so another one is made: {why}"));
         TemplateStore::new(dirs).discard(template);
-        return Err(RunError::Template(why.clone()));
+        drop((container, attachment, signals));
+        return run(dirs, options, streams, watcher, trace);
     }
     if matches!(result, Err(RunError::Session(SessionError::Lost(_)))) && !options.remove {
         container.keep_data();

@@ -86,6 +86,14 @@ impl TemplateStore {
         }
     }
 
+    /// Removes what dead makers left; every command of lighter does it first.
+    pub fn sweep(&self) {
+        for path in self.directories().iter().filter(|path| path.extension().is_some()) {
+            // What cannot be removed now is met again by the next command.
+            remove_unused(path);
+        }
+    }
+
     /// Removes templates that nobody uses, and what dead makers left; gives what was freed.
     pub fn prune(&self) -> Usage {
         let mut freed = Usage::default();
@@ -223,6 +231,10 @@ mod tests {
         drop(make(&store, &Key::test("unused")));
         std::fs::create_dir(store.directory.join("dead.making")).unwrap();
         let usage = store.usage();
+        std::fs::create_dir(store.directory.join("killed.making")).unwrap();
+        store.sweep();
+        assert!(!store.directory.join("killed.making").exists());
+        std::fs::create_dir(store.directory.join("dead.making")).unwrap();
         assert!(usage.count == 3 && usage.reclaimable < usage.bytes, "{usage:?}");
         assert_eq!(store.prune().count, 2);
         assert!(store.find(&Key::test("used")).is_some() && store.find(&Key::test("unused")).is_none());

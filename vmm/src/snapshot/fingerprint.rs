@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn each_difference_is_named_with_both_values() {
-        let cases: [(fn(&mut Fingerprint), &str); 6] = [
+        type Change = fn(&mut Fingerprint);
+        let cases: [(Change, &str); 6] = [
             (|p| p.vcpus = 1, "2 vCPUs, this one has 1 vCPUs"),
             (|p| p.mem_size_mib = 64, "128 MiB of memory, this one has 64 MiB"),
             (|p| p.devices[0] = 1, "virtio device type 2 in slot 0, this one has virtio device type 1"),
