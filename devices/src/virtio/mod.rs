@@ -1,6 +1,7 @@
 //! Virtio 1.2 devices over the MMIO transport.
 
 pub mod block;
+pub mod chain;
 pub mod device;
 #[cfg(any(test, feature = "test-utils"))]
 mod fake_queue;
