@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used))]
 
 pub mod bus;
+pub mod fault_copy;
 pub mod generation;
 pub mod i8042;
 pub mod ioapic;

@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use devices::virtio::block::BlockEngine;
 use serde::{Deserialize, Serialize};
 
 /// One VM.
@@ -99,6 +100,10 @@ pub struct DiskConfig {
     /// Serial number that the guest reads, at most 20 bytes.
     #[serde(default)]
     pub serial: String,
+    /// Who executes reads, writes and flushes: `sync`, the event loop one after the other, or `io_uring`,
+    /// the kernel many at a time.
+    #[serde(default)]
+    pub engine: BlockEngine,
 }
 
 /// A file that the guest sees as memory, without a page cache of its own where it mounts it with DAX.

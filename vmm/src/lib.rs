@@ -13,6 +13,7 @@ mod irq;
 mod kvm;
 pub mod memory;
 pub mod pmem;
+mod polling;
 pub mod process;
 mod report;
 pub mod snapshot;

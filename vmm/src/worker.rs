@@ -6,12 +6,16 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use devices::virtio::device::HostEvent;
 use devices::virtio::transport::MmioTransport;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::polling::{Poller, Turn};
 
 /// Events taken from one epoll_wait; a bound on the buffer, not on what can be polled.
 const EVENTS_PER_WAIT: usize = 32;
@@ -32,24 +36,27 @@ pub struct Worker {
     driven: Vec<SubscriberId>,
     /// The same while they are left alone.
     resting: Vec<Box<dyn MutEventSubscriber>>,
+    poller: Poller,
 }
 
 impl Worker {
-    /// A loop that drives nothing yet.
-    pub fn new() -> Result<Self, WorkerError> {
+    /// A loop that drives nothing yet; `polling` says whether it may use CPU time to look for work.
+    pub fn new(polling: bool) -> Result<Self, WorkerError> {
         let manager = EventManager::new_with_capacity(EVENTS_PER_WAIT).map_err(WorkerError)?;
-        Ok(Worker { manager, driven: Vec::new(), resting: Vec::new() })
+        Ok(Worker { manager, driven: Vec::new(), resting: Vec::new(), poller: Poller::new(polling) })
     }
 
     /// Drives `transport` from now on. `changed` is signalled when its host descriptors may have changed.
     pub fn attach(&mut self, transport: Arc<MmioTransport>, changed: EventFd) {
-        let driven = Driven { transport, changed, host_events: Vec::new() };
+        let worked = self.poller.add(transport.clone());
+        let driven = Driven { transport, changed, host_events: Vec::new(), worked };
         self.driven.push(self.manager.add_subscriber(Box::new(driven)));
     }
 
     /// Leaves the devices alone until [`Worker::wake_devices`]: none of them touches guest memory meanwhile. What
     /// they are notified of stays in their eventfds.
     pub fn rest_devices(&mut self) {
+        self.poller.stop();
         for id in self.driven.drain(..) {
             // Each is there: this and `attach` are the only ones who know it.
             self.resting.extend(self.manager.remove_subscriber(id).ok());
@@ -75,7 +82,16 @@ impl Worker {
 
     /// Waits for events, at most `timeout_ms` (for ever if negative), and handles them.
     pub fn run(&mut self, timeout_ms: i32) -> Result<(), WorkerError> {
-        self.manager.run_with_timeout(timeout_ms).map(|_| ()).map_err(WorkerError)
+        let timeout_ms = match self.poller.turn() {
+            Turn::Sleep => timeout_ms,
+            Turn::Others => 0,
+        };
+        let begin = Instant::now();
+        let events = self.manager.run_with_timeout(timeout_ms).map_err(WorkerError)?;
+        if events > 0 {
+            self.poller.woke(if timeout_ms == 0 { Duration::ZERO } else { begin.elapsed() });
+        }
+        Ok(())
     }
 }
 
@@ -98,6 +114,8 @@ struct Driven {
     changed: EventFd,
     /// What is registered.
     host_events: Vec<HostEvent>,
+    /// Tells the poller that there was work.
+    worked: Arc<AtomicBool>,
 }
 
 impl Driven {
@@ -128,11 +146,13 @@ impl MutEventSubscriber for Driven {
                 let _ = self.changed.read();
             }
             token if token >= TOKEN_HOST => {
+                self.worked.store(true, Ordering::Relaxed);
                 self.transport.process_host_event(token - TOKEN_HOST, events.event_set());
             }
             queue => {
                 if let Some(notifier) = self.transport.queue_notifiers().get(queue as usize) {
                     let _ = notifier.read();
+                    self.worked.store(true, Ordering::Relaxed);
                     self.transport.process_queue(queue as u16);
                 }
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use support::linux::{self, Bench};
 use support::memory_file;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm::config::{DiskConfig, PluggedConfig, PmemConfig, VmConfig, VmExit};
+use vmm::config::{BlockEngine, DiskConfig, PluggedConfig, PmemConfig, VmConfig, VmExit};
 use vmm::vm::{Vm, VmState};
 
 fn main() -> ExitCode {
@@ -65,7 +65,10 @@ fn late_disk(bench: &Bench, mut config: VmConfig, change: impl FnOnce(&mut VmCon
     let template = Template::new(bench, &config);
     let path = bench.path("late");
     std::fs::write(&path, [&b"it came in late!"[..], &[0; 4096 - 16]].concat()).unwrap();
-    change(&mut config, DiskConfig { path, read_only: true, serial: String::new() });
+    change(
+        &mut config,
+        DiskConfig { path, read_only: true, serial: String::new(), engine: BlockEngine::default() },
+    );
     let mut clone = template.start(&config);
     let start = Instant::now();
     println!("late disk: {}", bench.wait_for(&mut clone, "took "));
@@ -89,7 +92,12 @@ fn medium() {
     config.kernel.cmdline.push_str(" -- medium");
     let empty = bench.path("empty");
     std::fs::write(&empty, []).unwrap();
-    config.disks.push(DiskConfig { path: empty, read_only: true, serial: String::new() });
+    config.disks.push(DiskConfig {
+        path: empty,
+        read_only: true,
+        serial: String::new(),
+        engine: BlockEngine::default(),
+    });
     late_disk(&bench, config, |config, disk| config.disks[1] = disk);
 }
 
@@ -136,7 +144,12 @@ fn sharing() {
     let mut config = bench.config(96 + mib as u32);
     config.spare_slots = 1;
     let template = Template::new(&bench, &config);
-    let disk = DiskConfig { path: path.clone(), read_only: true, serial: String::new() };
+    let disk = DiskConfig {
+        path: path.clone(),
+        read_only: true,
+        serial: String::new(),
+        engine: BlockEngine::default(),
+    };
     let disk = PluggedConfig { disks: vec![disk], ..Default::default() };
     let memory = PluggedConfig { pmem: vec![PmemConfig { path, read_only: true }], ..Default::default() };
     let run = |plugged: &PluggedConfig| {

@@ -7,7 +7,7 @@ mod support;
 use std::os::fd::AsRawFd;
 
 use support::{DATA, PATIENCE, config, kernel, run, words};
-use vmm::config::{DiskConfig, NetConfig, PmemConfig, VmExit, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, NetConfig, PmemConfig, VmExit, VsockConfig};
 use vmm::control::{Client, Done, Request};
 use vmm::emulation::detect;
 use vmm::vm::{Happening, Vm};
@@ -235,7 +235,12 @@ fn what_cannot_be_built_is_refused_with_a_reason() {
     assert!(refusal(&|config| config.mem_size_mib = 8).starts_with("8 MiB of guest memory: from 32"));
     assert!(refusal(&|config| config.kernel.path = "/missing".into()).contains("/missing"));
     assert!(refusal(&|config| config.kernel.cmdline = "x".repeat(3000)).contains("the kernel takes at most"));
-    let disk = DiskConfig { path: "/missing".into(), read_only: true, serial: String::new() };
+    let disk = DiskConfig {
+        path: "/missing".into(),
+        read_only: true,
+        serial: String::new(),
+        engine: BlockEngine::Sync,
+    };
     assert!(refusal(&|config| config.disks = vec![disk.clone()]).contains("/missing"));
     assert!(refusal(&|config| config.disks = vec![disk.clone(); 17]).contains("17 disks"));
     assert!(

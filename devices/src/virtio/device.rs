@@ -107,6 +107,31 @@ pub trait VirtioDevice: Send {
     /// Work per call is bounded by the queue's size. Does nothing on a device that is not active.
     fn process_queue(&mut self, index: u16) -> Result<(), ProtocolViolation>;
 
+    /// Whether the event loop may look for work by itself for a while, see [`VirtioDevice::poll`].
+    fn is_pollable(&self) -> bool {
+        false
+    }
+
+    /// From now on the event loop calls [`VirtioDevice::poll`] again and again, so the driver need not
+    /// notify; or, with false, it does so no more: the driver is asked to notify, and what came before
+    /// that is worked on. Ends with `reset`. Does nothing on a device that is not active.
+    fn set_polled(&mut self, polled: bool) -> Result<(), ProtocolViolation> {
+        let _ = polled;
+        Ok(())
+    }
+
+    /// Works on what is there, without having been told, and says whether there was anything. Costs next
+    /// to nothing if there is not. Only after `set_polled(true)`.
+    fn poll(&mut self) -> Result<bool, ProtocolViolation> {
+        Ok(false)
+    }
+
+    /// Waits until the host has finished every request that the device began, and completes them: after
+    /// that the device touches guest memory only when called. Called with the vCPUs stopped.
+    fn quiesce(&mut self) -> Result<(), ProtocolViolation> {
+        Ok(())
+    }
+
     /// Descriptors to poll while active. Asked after each `activate`, `restore` and `process_*` call
     /// only if [`VirtioDevice::host_events_changed`] says so.
     fn host_events(&self) -> Vec<HostEvent> {
@@ -130,10 +155,10 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// Queue states, in index order, while active; for saving. Empty when not active.
+    /// Queue states, in index order, while active; for saving, after `quiesce`. Empty when not active.
     fn queue_states(&self) -> Vec<virtio_queue::QueueState>;
 
-    /// What else than the queues must survive a snapshot, as postcard. Called with the vCPUs stopped.
+    /// What else than the queues must survive a snapshot, as postcard. Called after `quiesce`.
     fn save(&self) -> Vec<u8>;
 
     /// Loads what `save` gave, before `activate`. The bytes are not trusted.

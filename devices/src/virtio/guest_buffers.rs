@@ -6,22 +6,27 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use virtio_queue::DescriptorChain;
+use smallvec::SmallVec;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap};
-use vm_memory::{Bytes, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
+use super::chain::Chain;
 use crate::GuestRam;
 
 /// A contiguous piece of guest memory as a device sees it.
 pub type GuestSlice<'m> = VolatileSlice<'m, BS<'m, Option<AtomicBitmap>>>;
 
+type Region = GuestRegionMmap<Option<AtomicBitmap>>;
+
 /// Descriptors in one chain. Stops a chain from making the VMM collect without bound; `readv` takes 1024
 /// (IOV_MAX), two of which are left for buffers of the VMM itself.
 pub const MAX_CHAIN_DESCRIPTORS: usize = 1022;
+
+/// Buffers that most chains have at most: so many are kept without an allocation.
+const FEW: usize = 4;
 
 /// Which way the data of a chain goes (virtio 1.2, section 2.7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,21 +65,14 @@ pub enum ChainError {
 /// The buffers of one chain as one sequence of bytes.
 #[derive(Debug)]
 pub struct GuestBuffers<'m> {
-    slices: Vec<GuestSlice<'m>>,
+    slices: SmallVec<[GuestSlice<'m>; FEW]>,
     len: usize,
 }
 
 impl<'m> GuestBuffers<'m> {
     /// Collects the buffers of `chain`, all of which have to go in `direction`.
-    pub fn collect<M>(
-        mem: &'m GuestRam,
-        chain: DescriptorChain<M>,
-        direction: Direction,
-    ) -> Result<Self, ChainError>
-    where
-        M: Deref<Target = GuestRam>,
-    {
-        let mut buffers = Self { slices: Vec::new(), len: 0 };
+    pub fn collect(mem: &'m GuestRam, chain: Chain<'_>, direction: Direction) -> Result<Self, ChainError> {
+        let mut buffers = Self::empty();
         let mut complete = false;
         for (count, descriptor) in chain.enumerate() {
             if count >= MAX_CHAIN_DESCRIPTORS {
@@ -91,10 +89,7 @@ impl<'m> GuestBuffers<'m> {
     }
 
     /// Collects the buffers of a chain in which the device reads the first ones and writes the others.
-    pub fn collect_both<M>(mem: &'m GuestRam, chain: DescriptorChain<M>) -> Result<(Self, Self), ChainError>
-    where
-        M: Deref<Target = GuestRam>,
-    {
+    pub fn collect_both(mem: &'m GuestRam, chain: Chain<'_>) -> Result<(Self, Self), ChainError> {
         let (mut readable, mut writable) = (Self::empty(), Self::empty());
         let mut complete = false;
         for (count, descriptor) in chain.enumerate() {
@@ -116,7 +111,7 @@ impl<'m> GuestBuffers<'m> {
 
     /// No buffers.
     pub fn empty() -> Self {
-        Self { slices: Vec::new(), len: 0 }
+        Self { slices: SmallVec::new(), len: 0 }
     }
 
     /// Total length in bytes.
@@ -167,8 +162,15 @@ impl<'m> GuestBuffers<'m> {
         }
     }
 
+    /// The guest address of the byte at `offset`, if there is one.
+    pub fn address_of(&self, mem: &GuestRam, offset: usize) -> Option<GuestAddress> {
+        let piece = self.pieces(offset, 1).next()?;
+        locate(mem, piece.ptr_guard().as_ptr().addr())
+            .map(|(region, at)| GuestAddress(region.start_addr().0.saturating_add(at as u64)))
+    }
+
     /// The pieces that make up at most `len` bytes from `offset` on.
-    fn pieces(&self, offset: usize, len: usize) -> impl Iterator<Item = GuestSlice<'m>> + '_ {
+    pub(super) fn pieces(&self, offset: usize, len: usize) -> impl Iterator<Item = GuestSlice<'m>> + '_ {
         let mut skip = offset;
         let mut left = len;
         self.slices.iter().filter_map(move |slice| {
@@ -186,6 +188,15 @@ impl<'m> GuestBuffers<'m> {
     fn push(&mut self, mem: &'m GuestRam, descriptor: Descriptor) -> Result<(), ChainError> {
         let outside = || ChainError::OutsideMemory { addr: descriptor.addr().0, len: descriptor.len() };
         let len = usize::try_from(descriptor.len()).map_err(|_| outside())?;
+        if len == 0 {
+            return Ok(());
+        }
+        // Nearly every buffer lies in one region.
+        if let Ok(slice) = GuestMemoryBackend::get_slice(mem, descriptor.addr(), len) {
+            self.len = self.len.checked_add(len).ok_or(ChainError::Broken)?;
+            self.slices.push(slice);
+            return Ok(());
+        }
         for slice in GuestMemoryBackend::get_slices(mem, descriptor.addr(), len) {
             let slice = slice.map_err(|_| outside())?;
             self.len = self.len.checked_add(slice.len()).ok_or(ChainError::Broken)?;
@@ -198,7 +209,7 @@ impl<'m> GuestBuffers<'m> {
 /// Buffers of the guest and of the VMM for one system call, in order.
 #[derive(Debug, Default)]
 pub struct IoVecs<'a> {
-    raw: Vec<libc::iovec>,
+    raw: SmallVec<[libc::iovec; FEW]>,
     len: usize,
     borrowed: PhantomData<&'a mut [u8]>,
 }
@@ -234,6 +245,10 @@ impl<'a> IoVecs<'a> {
     /// One `readv`, repeated when a signal interrupts it. The caller marks guest pages dirty.
     pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let count = self.raw_count()?;
+        if let [only] = *self.raw {
+            // SAFETY: as below.
+            return retry(|| unsafe { libc::read(fd.as_raw_fd(), only.iov_base, only.iov_len) });
+        }
         retry(|| {
             // SAFETY: `raw` holds `count` entries. Each describes memory that is valid for writes during
             // 'a: a `&'a mut [u8]` from `push_host`, or guest memory that stays mapped for 'm: 'a, which no
@@ -251,6 +266,16 @@ impl<'a> IoVecs<'a> {
         })
     }
 
+    /// One `preadv2` at `offset` that does not wait for the medium: what is not in the page cache gives
+    /// [`io::ErrorKind::WouldBlock`] or fewer bytes. The caller marks guest pages dirty.
+    pub fn read_cached_at(&mut self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let (count, offset) = (self.raw_count()?, file_offset(offset)?);
+        retry(|| {
+            // SAFETY: as in `read_from`.
+            unsafe { libc::preadv2(fd.as_raw_fd(), self.raw.as_ptr(), count, offset, libc::RWF_NOWAIT) }
+        })
+    }
+
     /// One `pwritev` at `offset`, repeated when a signal interrupts it.
     pub fn write_at(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let (count, offset) = (self.raw_count()?, file_offset(offset)?);
@@ -263,6 +288,10 @@ impl<'a> IoVecs<'a> {
     /// One `writev`, repeated when a signal interrupts it.
     pub fn write_to(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let count = self.raw_count()?;
+        if let [only] = *self.raw {
+            // SAFETY: as in `read_from`; the kernel only reads the memory.
+            return retry(|| unsafe { libc::write(fd.as_raw_fd(), only.iov_base, only.iov_len) });
+        }
         retry(|| {
             // SAFETY: as in `read_from`; the kernel only reads the memory.
             unsafe { libc::writev(fd.as_raw_fd(), self.raw.as_ptr(), count) }
@@ -282,6 +311,42 @@ impl<'a> IoVecs<'a> {
         })
     }
 
+    /// The same without its lifetime, for a request that outlives the call which collected it.
+    ///
+    /// # Safety
+    ///
+    /// The guest memory and the buffers of the VMM in it stay mapped as long as the result is used.
+    pub unsafe fn detach(self) -> IoVecs<'static> {
+        IoVecs { raw: self.raw, len: self.len, borrowed: PhantomData }
+    }
+
+    /// For a system call: the array and the number of its entries.
+    pub fn as_raw(&self) -> (*const libc::iovec, u32) {
+        (self.raw.as_ptr(), u32::try_from(self.raw.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Leaves out the first `count` bytes.
+    pub fn advance(&mut self, count: usize) {
+        let mut left = count;
+        self.raw.retain(|vec| {
+            let skip = left.min(vec.iov_len);
+            left = left.saturating_sub(skip);
+            vec.iov_base = vec.iov_base.wrapping_byte_add(skip);
+            vec.iov_len = vec.iov_len.saturating_sub(skip);
+            vec.iov_len > 0
+        });
+        self.len = self.raw.iter().fold(0, |len, vec| len.saturating_add(vec.iov_len));
+    }
+
+    /// Notes that the kernel wrote what of this is memory of the guest.
+    pub fn mark_dirty(&self, mem: &GuestRam) {
+        for vec in &self.raw {
+            if let Some((region, offset)) = locate(mem, vec.iov_base.addr()) {
+                region.bitmap().mark_dirty(offset, vec.iov_len);
+            }
+        }
+    }
+
     fn push(&mut self, base: *mut u8, len: usize) {
         self.raw.push(libc::iovec { iov_base: base.cast(), iov_len: len });
         self.len = self.len.saturating_add(len);
@@ -290,6 +355,14 @@ impl<'a> IoVecs<'a> {
     fn raw_count(&self) -> io::Result<libc::c_int> {
         libc::c_int::try_from(self.raw.len()).map_err(|_| io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// The region of guest memory that is mapped at `host`, and the offset in it.
+fn locate(mem: &GuestRam, host: usize) -> Option<(&Region, usize)> {
+    mem.iter().find_map(|region| {
+        let offset = host.checked_sub(region.as_ptr().addr())?;
+        (offset < region.size()).then_some((region, offset))
+    })
 }
 
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {

@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod chain;
 pub mod device;
 #[cfg(any(test, feature = "test-utils"))]
 mod fake_queue;

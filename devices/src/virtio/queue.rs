@@ -7,20 +7,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+pub use super::chain::Chain;
 use super::device::{Interrupt, ProtocolViolation};
 use crate::GuestRam;
-
-/// A descriptor chain that the device owns until it completes it.
-pub type Chain<'m> = DescriptorChain<&'m GuestRam>;
 
 /// Bytes before the elements of the available and of the used ring, and bytes of one element.
 const AVAIL_HEADER: u64 = 4;
 const AVAIL_ELEMENT: u64 = 2;
 const USED_HEADER: u64 = 4;
+/// Where the index is in the used ring.
+const USED_INDEX: u64 = 2;
 const USED_ELEMENT: u64 = 8;
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// It is done, with so many bytes written.
+    Done(u32),
+    /// The device keeps it and completes it later.
+    InFlight,
+    /// The device takes no more: it goes back, and the device calls again when it has room.
+    NotNow,
+}
 
 /// One queue of an active device. The memory is passed in, so that chains can borrow it while the queue is
 /// used further.
@@ -28,6 +39,12 @@ pub struct ActiveQueue {
     index: u16,
     queue: Queue,
     interrupt: Arc<dyn Interrupt>,
+    /// The available index when it was last read: it shares a cache line with what the driver writes.
+    seen_avail: u16,
+    /// Whether the event loop polls, so that the driver need not notify.
+    polled: bool,
+    /// Whether a chain was completed that the driver does not see yet.
+    unpublished: bool,
     /// Whether a chain was completed since the driver was last signalled.
     unsignalled: bool,
     /// The used index at that time.
@@ -37,7 +54,17 @@ pub struct ActiveQueue {
 impl ActiveQueue {
     /// Takes `queue`, number `index` of the device, into use.
     pub fn new(index: u16, queue: Queue, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { index, signalled_used: queue.next_used(), queue, interrupt, unsignalled: false }
+        let (seen_avail, signalled_used) = (queue.next_avail(), queue.next_used());
+        Self {
+            index,
+            queue,
+            interrupt,
+            seen_avail,
+            polled: false,
+            unpublished: false,
+            unsignalled: false,
+            signalled_used,
+        }
     }
 
     /// Takes all queues of an activation into use, in index order.
@@ -65,10 +92,29 @@ impl ActiveQueue {
         if !self.queue.ready() {
             return Ok(None);
         }
-        match self.queue.iter(mem) {
-            Ok(mut available) => Ok(available.next()),
-            Err(source) => Err(self.violation(format!("available ring: {source}"))),
+        let next = self.queue.next_avail();
+        if next == self.seen_avail && !self.look(mem)? {
+            return Ok(None);
         }
+        let slot = next.checked_rem(self.size()).unwrap_or(0);
+        let offset = AVAIL_HEADER.saturating_add(AVAIL_ELEMENT.saturating_mul(slot.into()));
+        let at = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+        let head: u16 = mem
+            .load(at, Ordering::Relaxed)
+            .map_err(|source| self.violation(format!("available ring: {source}")))?;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        let table = GuestAddress(self.queue.desc_table());
+        Ok(Some(Chain::new(mem, table, self.size(), u16::from_le(head))))
+    }
+
+    /// Reads the available index; true if there are chains.
+    fn look(&mut self, mem: &GuestRam) -> Result<bool, ProtocolViolation> {
+        let count = self.available(mem)?;
+        if count > self.size() {
+            return Err(self.violation(format!("available ring: {count} chains of {}", self.size())));
+        }
+        self.seen_avail = self.queue.next_avail().wrapping_add(count);
+        Ok(count > 0)
     }
 
     /// Gives the `count` chains that [`ActiveQueue::pop`] returned last back to the available ring.
@@ -92,42 +138,62 @@ impl ActiveQueue {
     /// Returns the chain that starts at `head` to the driver, with `written` bytes of it filled.
     /// The driver hears of it at the next [`ActiveQueue::signal`].
     pub fn complete(&mut self, mem: &GuestRam, head: u16, written: u32) -> Result<(), ProtocolViolation> {
-        self.queue
-            .add_used(mem, head, written)
+        self.complete_unseen(mem, head, written)?;
+        self.publish(mem)
+    }
+
+    /// As [`ActiveQueue::complete`], but the driver sees it only after [`ActiveQueue::publish`]: for a batch,
+    /// and for a merged packet, whose buffers it must see at once (virtio 1.2, section 5.1.6.3.2).
+    pub fn complete_unseen(
+        &mut self,
+        mem: &GuestRam,
+        head: u16,
+        written: u32,
+    ) -> Result<(), ProtocolViolation> {
+        if head >= self.size() {
+            return Err(self.violation(format!("used ring, head {head}: no such descriptor")));
+        }
+        let used = self.queue.next_used();
+        let slot = used.checked_rem(self.size()).unwrap_or(0);
+        let offset = USED_HEADER.saturating_add(USED_ELEMENT.saturating_mul(slot.into()));
+        let at = GuestAddress(self.queue.used_ring().saturating_add(offset));
+        let element = [u32::from(head).to_le(), written.to_le()];
+        mem.write_obj(element, at)
             .map_err(|source| self.violation(format!("used ring, head {head}: {source}")))?;
-        self.unsignalled = true;
+        self.queue.set_next_used(used.wrapping_add(1));
+        self.unpublished = true;
         Ok(())
     }
 
-    /// Returns several chains, as heads with the bytes written, so that the driver sees all of them or none:
-    /// it counts on having every buffer of a merged packet at once (virtio 1.2, section 5.1.6.3.2).
-    pub fn complete_together(
-        &mut self,
-        mem: &GuestRam,
-        chains: &[(u16, u32)],
-    ) -> Result<(), ProtocolViolation> {
-        let Some((&(last_head, last_written), rest)) = chains.split_last() else {
-            return Ok(());
-        };
-        for &(head, written) in rest {
-            let slot = self.queue.next_used().checked_rem(self.size()).unwrap_or(0);
-            let offset = USED_HEADER.saturating_add(USED_ELEMENT.saturating_mul(slot.into()));
-            let at = GuestAddress(self.queue.used_ring().saturating_add(offset));
-            let element = [u32::from(head).to_le(), written.to_le()];
-            mem.write_obj(element, at)
-                .map_err(|source| self.violation(format!("used ring, head {head}: {source}")))?;
-            // Only `complete` below publishes the index.
-            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
+    /// Shows the driver every chain that was completed.
+    pub fn publish(&mut self, mem: &GuestRam) -> Result<(), ProtocolViolation> {
+        if std::mem::take(&mut self.unpublished) {
+            let at = GuestAddress(self.queue.used_ring().saturating_add(USED_INDEX));
+            mem.store(self.queue.next_used().to_le(), at, Ordering::Release)
+                .map_err(|source| self.violation(format!("used ring index: {source}")))?;
+            self.unsignalled = true;
         }
-        self.complete(mem, last_head, last_written)
+        Ok(())
     }
 
     /// Interrupts the driver if chains were completed since the last call and it wants to hear of them.
     pub fn signal(&mut self, mem: &GuestRam) -> Result<(), ProtocolViolation> {
+        self.publish(mem)?;
         if std::mem::take(&mut self.unsignalled) && self.wants_interrupt(mem)? {
             self.interrupt.notify_used(self.index);
         }
         Ok(())
+    }
+
+    /// From now on the event loop polls the queue, or not. Notifications stay off while it does; whoever
+    /// ends that looks at the queue once more, as [`ActiveQueue::process`] does.
+    pub fn set_polled(&mut self, polled: bool) {
+        self.polled = polled;
+    }
+
+    /// Whether the event loop polls the queue.
+    pub fn is_polled(&self) -> bool {
+        self.polled
     }
 
     /// Asks the driver not to notify while the device looks at the queue anyway.
@@ -140,9 +206,10 @@ impl ActiveQueue {
             .map_err(|source| self.violation(format!("used ring flags: {source}")))
     }
 
-    /// Asks the driver to notify again. True if chains became available meanwhile: look once more.
+    /// Asks the driver to notify again, unless the queue is polled. True if chains became available
+    /// meanwhile: look once more.
     pub fn enable_notifications(&mut self, mem: &GuestRam) -> Result<bool, ProtocolViolation> {
-        if !self.queue.ready() {
+        if !self.queue.ready() || self.polled {
             return Ok(false);
         }
         self.queue
@@ -162,14 +229,24 @@ impl ActiveQueue {
     }
 
     /// Runs `handle` on each available chain, completes it with the number of bytes that `handle` says it
-    /// wrote, and signals the driver once at the end.
-    ///
-    /// After as many chains as the queue has descriptors the rest is left for another call, which is
-    /// asked for here: a driver that adds chains as fast as they complete cannot hold the event loop.
+    /// wrote, and signals the driver once at the end. See [`ActiveQueue::process_some`].
     pub fn process<'m>(
         &mut self,
         mem: &'m GuestRam,
         mut handle: impl FnMut(Chain<'m>) -> Result<u32, ProtocolViolation>,
+    ) -> Result<(), ProtocolViolation> {
+        self.process_some(mem, |chain| handle(chain).map(Handled::Done))
+    }
+
+    /// Runs `handle` on each available chain, completes those that are done, and signals the driver once at
+    /// the end.
+    ///
+    /// After as many chains as the queue has descriptors the rest is left for another call, which is
+    /// asked for here: a driver that adds chains as fast as they complete cannot hold the event loop.
+    pub fn process_some<'m>(
+        &mut self,
+        mem: &'m GuestRam,
+        mut handle: impl FnMut(Chain<'m>) -> Result<Handled, ProtocolViolation>,
     ) -> Result<(), ProtocolViolation> {
         self.disable_notifications(mem)?;
         for _ in 0..self.size() {
@@ -182,10 +259,18 @@ impl ActiveQueue {
                 None => return self.signal(mem),
             };
             let head = chain.head_index();
-            let written = handle(chain)?;
-            self.complete(mem, head, written)?;
+            match handle(chain)? {
+                Handled::Done(written) => self.complete(mem, head, written)?,
+                Handled::InFlight => {}
+                Handled::NotNow => {
+                    self.undo_pop(1);
+                    return self.signal(mem);
+                }
+            }
         }
-        self.interrupt.reschedule(self.index);
+        if !self.polled {
+            self.interrupt.reschedule(self.index);
+        }
         self.signal(mem)
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
 use images::ext4;
-use vmm::config::{DiskConfig, KernelConfig, NetConfig, RestoreConfig, VmConfig, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, KernelConfig, NetConfig, RestoreConfig, VmConfig, VsockConfig};
 
 use crate::container::Container;
 use crate::error::RunError;
@@ -93,6 +93,7 @@ impl Machine {
             path: path.clone(),
             read_only: true,
             serial: serial.to_owned(),
+            engine: BlockEngine::default(),
         };
         let mut disks = vec![read_only(&self.agent, "agent"), read_only(&self.rootfs, "image")];
         if plan.writable() {
@@ -100,6 +101,7 @@ impl Machine {
                 path: container.disk(),
                 read_only: false,
                 serial: "writable".to_owned(),
+                engine: BlockEngine::default(),
             });
         }
         disks

@@ -173,7 +173,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("control.sock");
         let (reporter, reports) = report::channel().unwrap();
-        let mut worker = Worker::new().unwrap();
+        let mut worker = Worker::new(false).unwrap();
         worker.subscribe(Box::new(Server::listen(&path, reporter).unwrap()));
         let thread = std::thread::spawn(move || client(&path));
         while !thread.is_finished() {

@@ -187,8 +187,11 @@ fn load_initrd(memory: &GuestRam, path: &Path, kernel: &LoadedKernel) -> Result<
 }
 
 /// An event loop that drives the devices of `machine` and returns when `wake` is signalled.
-pub fn worker(machine: &Machine, wake: &EventFd) -> Result<Worker, BuildError> {
-    let mut worker = Worker::new()?;
+///
+/// It polls only where a host CPU is left when every one of `vcpus` runs.
+pub fn worker(machine: &Machine, wake: &EventFd, vcpus: u8) -> Result<Worker, BuildError> {
+    let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |cpus| cpus.count());
+    let mut worker = Worker::new(cpus > u32::from(vcpus))?;
     worker.wake_on(wake.try_clone().map_err(BuildError::EventFd)?);
     for slot in &machine.slots {
         let changed = slot.changed.try_clone().map_err(BuildError::EventFd)?;

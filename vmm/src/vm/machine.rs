@@ -248,10 +248,10 @@ fn virtio_devices(
 
 /// Disk `index` of the guest, `vda` and so on.
 pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceError> {
-    let DiskConfig { path, read_only, serial } = config.clone();
+    let DiskConfig { path, read_only, serial, engine } = config.clone();
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
-    Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial })?)))
+    Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial, engine })?)))
 }
 
 /// Persistent memory `index` of the guest.

@@ -131,7 +131,7 @@ impl Vm {
         let (reporter, reports) = report::channel().map_err(BuildError::EventFd)?;
         let parts = build::parts(config, memory, &reporter, console)?;
         load(&parts)?;
-        let worker = build::worker(&parts.machine, reports.wake())?;
+        let worker = build::worker(&parts.machine, reports.wake(), config.vcpus)?;
         Ok(Vm {
             vcpus: Vcpus::Ready(parts.vcpus),
             worker,
@@ -165,7 +165,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Takes every vCPU out of the guest and lets the devices rest. Afterwards nothing changes the guest's memory.
+    /// Takes every vCPU out of the guest, lets the devices finish what they began and then rest. Afterwards
+    /// nothing changes the guest's memory.
     pub fn pause(&mut self) -> Result<(), VmError> {
         let Vcpus::Running(handles) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("pause").into());
@@ -178,6 +179,9 @@ impl Vm {
         }
         self.vcpus = Vcpus::Paused(std::mem::take(handles));
         self.worker.rest_devices();
+        for slot in &self.machine.slots {
+            slot.transport.quiesce();
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm::config::{DiskConfig, KernelConfig, VmConfig, VmExit};
+use vmm::config::{BlockEngine, DiskConfig, KernelConfig, VmConfig, VmExit};
 use vmm::vm::Vm;
 
 /// A guest that has not said what is expected by then hangs.
@@ -63,7 +63,12 @@ impl Bench {
     /// A VM with one vCPU and the disk with PID 1, whose console is the file `console` in here.
     pub fn config(&self, mem_size_mib: u32) -> VmConfig {
         let cmdline = "root=/dev/vda ro rootfstype=erofs init=/init".to_owned();
-        let agent = DiskConfig { path: self.path("agent"), read_only: true, serial: String::new() };
+        let agent = DiskConfig {
+            path: self.path("agent"),
+            read_only: true,
+            serial: String::new(),
+            engine: BlockEngine::default(),
+        };
         VmConfig {
             vcpus: 1,
             mem_size_mib,

@@ -3,13 +3,17 @@
 //! The development hosts are noisy and shared, so a figure alone says little; the ratio to a peer that ran
 //! in turn with it says more. Figures never decide a test.
 
+mod block;
 mod boot;
 mod guest_init;
 mod images;
 mod memory;
+mod micro;
+mod net;
 mod qemu;
 mod report;
 mod stats;
+mod tap;
 mod tracefs;
 
 /// What to measure.
@@ -31,6 +35,10 @@ enum Suite {
     Boot,
     /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
     Images,
+    /// Virtio-blk, driven from ring 3: random and sequential reads, beside QEMU's.
+    Block,
+    /// Virtio-net through a TAP, driven from ring 3: small and large frames, beside QEMU's.
+    Net,
 }
 
 /// Runs the suite and prints its table.
@@ -39,6 +47,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let report = match args.suite {
         Suite::Boot => boot::run(args.runs)?,
         Suite::Images => images::run(args.runs)?,
+        Suite::Block => block::run(args.runs)?,
+        Suite::Net => net::run(args.runs)?,
     };
     print!("{}", report.markdown());
     if let Some(path) = &args.json {

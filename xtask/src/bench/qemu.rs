@@ -13,6 +13,14 @@ pub fn version() -> anyhow::Result<String> {
 
 /// A microvm with this kernel, command line and one read-only disk; its console is the process's stdout.
 pub fn command(kernel: &Path, cmdline: &str, disk: &Path, mem_size_mib: u32) -> Command {
+    let mut command = machine(kernel, cmdline, mem_size_mib);
+    command.arg("-drive").arg(format!("id=disk,file={},format=raw,if=none,readonly=on", disk.display()));
+    command.args(["-device", "virtio-blk-device,drive=disk"]);
+    command
+}
+
+/// A microvm with this kernel and command line and no device; its console is the process's stdout.
+pub fn machine(kernel: &Path, cmdline: &str, mem_size_mib: u32) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args([
         "-M",
@@ -21,8 +29,6 @@ pub fn command(kernel: &Path, cmdline: &str, disk: &Path, mem_size_mib: u32) -> 
     command.args(["-cpu", "host,-arch-capabilities,-cx16", "-smp", "1", "-m", &mem_size_mib.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
     command.arg("-kernel").arg(kernel).args(["-append", cmdline]);
-    command.arg("-drive").arg(format!("id=disk,file={},format=raw,if=none,readonly=on", disk.display()));
-    command.args(["-device", "virtio-blk-device,drive=disk"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::mapped::MappedDisk;
 use super::request::{ByteRange, Request, SERIAL_BYTES};
 use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
@@ -17,6 +18,8 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// The file, and how its serial number reads.
 pub struct Backend {
     pub file: File,
+    /// For what was read before.
+    pub mapped: Option<MappedDisk>,
     pub serial: [u8; SERIAL_BYTES],
 }
 
@@ -34,7 +37,7 @@ impl Backend {
     /// Does what `request` says and returns the number of bytes written to the guest.
     ///
     /// With `durable` a change is on the medium when this returns; otherwise it is so after a flush.
-    pub fn execute(&self, request: &Request, data: &Data<'_, '_>, durable: bool) -> io::Result<usize> {
+    pub fn execute(&mut self, request: &Request, data: &Data<'_, '_>, durable: bool) -> io::Result<usize> {
         match request {
             Request::Read(range) => return self.read(*range, data.writable),
             Request::GetId => {
@@ -52,7 +55,10 @@ impl Backend {
         Ok(0)
     }
 
-    fn read(&self, range: ByteRange, target: &GuestBuffers<'_>) -> io::Result<usize> {
+    fn read(&mut self, range: ByteRange, target: &GuestBuffers<'_>) -> io::Result<usize> {
+        if let Some(read) = self.read_mapped(range, target) {
+            return Ok(read);
+        }
         let result = transfer(range, |done, len, offset| {
             let mut io = IoVecs::new();
             io.push_guest(target, done, len);
@@ -62,6 +68,37 @@ impl Backend {
         target.mark_dirty(0, target.len());
         result?;
         usize::try_from(range.len).map_err(|_| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Reads `range` if that does not wait for the medium. Says whether it did.
+    pub fn read_cached(&mut self, range: ByteRange, target: &GuestBuffers<'_>) -> bool {
+        if self.read_mapped(range, target).is_some() {
+            return true;
+        }
+        let Ok(len) = usize::try_from(range.len) else {
+            return false;
+        };
+        let mut io = IoVecs::new();
+        io.push_guest(target, 0, len);
+        let result = io.read_cached_at(self.file.as_fd(), range.offset);
+        if let Ok(count) = result {
+            target.mark_dirty(0, count);
+        }
+        result.is_ok_and(|count| count == len)
+    }
+
+    /// Reads out of the mapping, if all of `range` was read before. What faults there is left to the file,
+    /// which says why.
+    fn read_mapped(&mut self, range: ByteRange, target: &GuestBuffers<'_>) -> Option<usize> {
+        let mapped = self.mapped.as_mut()?;
+        if !mapped.was_read(range) {
+            mapped.note_read(range);
+            return None;
+        }
+        let result = mapped.read(range, target);
+        target.mark_dirty(0, target.len());
+        result.ok()?;
+        usize::try_from(range.len).ok()
     }
 
     fn write(&self, range: ByteRange, data: &Data<'_, '_>) -> io::Result<()> {

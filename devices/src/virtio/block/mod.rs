@@ -15,9 +15,11 @@
 
 mod backend;
 mod config_space;
+mod mapped;
 mod request;
 #[cfg(test)]
 mod tests;
+mod uring;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -32,13 +34,19 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::Bytes;
+use vmm_sys_util::epoll::EventSet;
 
 use self::backend::{Backend, Data};
 use self::config_space::{QUEUE_SIZE, SECTOR_SIZE};
-use self::request::{Disk, HEADER_BYTES, MAX_RANGES_BYTES, RawRequest, SERIAL_BYTES, Status};
-use super::device::{Activation, ProtocolViolation, RestoreError, VirtioDevice};
-use super::guest_buffers::GuestBuffers;
-use super::queue::{ActiveQueue, Chain};
+use self::mapped::MappedDisk;
+use self::request::{
+    ByteRange, Disk, HEADER_BYTES, MAX_RANGES_BYTES, RawRequest, Request, SERIAL_BYTES, Status,
+};
+use self::uring::{InFlight, Uring};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::guest_buffers::{GuestBuffers, IoVecs};
+use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
 
 /// One disk.
@@ -51,6 +59,20 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// Serial number that the guest reads, at most 20 bytes.
     pub serial: String,
+    /// Who executes reads, writes and flushes.
+    pub engine: BlockEngine,
+}
+
+/// Who executes reads, writes and flushes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockEngine {
+    /// The event loop itself, one after the other.
+    Sync,
+    /// The kernel, many at a time, by io_uring, except reads that the page cache has: those the event loop
+    /// does at once. Where io_uring is not permitted, as with `Sync`.
+    #[default]
+    IoUring,
 }
 
 /// A disk cannot be used.
@@ -89,8 +111,14 @@ pub enum BlockError {
 
 /// The device.
 pub struct Block {
+    /// Present from the first request that needs it. Dropped, when nothing is in flight, before the guest
+    /// memory in `active`.
+    ring: Option<Uring>,
+    /// The ring is new since the event loop asked for it.
+    ring_changed: bool,
     backend: Backend,
     disk: Disk,
+    engine: BlockEngine,
     /// What the host last failed at, until somebody asks.
     failure: Option<String>,
     /// The driver knows a drive without a medium and has to hear that there is one now.
@@ -124,8 +152,11 @@ impl Block {
         used.copy_from_slice(bytes);
         let (file, size) = open_disk(config)?;
         Ok(Self {
-            backend: Backend { file, serial },
+            ring: None,
+            ring_changed: false,
+            backend: Backend { mapped: MappedDisk::open(&file, size), file, serial },
             disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
+            engine: config.engine,
             failure: None,
             medium_is_new: false,
             active: None,
@@ -182,19 +213,64 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.drain();
+        }
         self.active = None;
     }
 
     fn process_queue(&mut self, _index: u16) -> Result<(), ProtocolViolation> {
-        let Some(Active { mem, queue, writethrough }) = &mut self.active else {
-            return Ok(());
+        self.take_requests()?;
+        self.complete_requests()
+    }
+
+    fn host_events(&self) -> Vec<HostEvent> {
+        self.ring.iter().map(|ring| HostEvent { fd: ring.fd(), events: EventSet::IN, token: 0 }).collect()
+    }
+
+    fn host_events_changed(&mut self) -> bool {
+        std::mem::take(&mut self.ring_changed)
+    }
+
+    fn process_host_event(&mut self, _: u32, _: EventSet) -> Result<(), ProtocolViolation> {
+        self.complete_requests()?;
+        // There is room again for what was left in the queue.
+        self.process_queue(0)
+    }
+
+    fn quiesce(&mut self) -> Result<(), ProtocolViolation> {
+        while let Some(ring) = &mut self.ring
+            && !ring.is_idle()
+        {
+            if let Err(error) = ring.wait() {
+                self.failure = Some(format!("cannot wait for requests in flight: {error}"));
+            }
+            self.complete_requests()?;
+        }
+        Ok(())
+    }
+
+    fn is_pollable(&self) -> bool {
+        true
+    }
+
+    fn set_polled(&mut self, polled: bool) -> Result<(), ProtocolViolation> {
+        if let Some(active) = &mut self.active {
+            active.queue.set_polled(polled);
+        }
+        self.process_queue(0)
+    }
+
+    fn poll(&mut self) -> Result<bool, ProtocolViolation> {
+        let Some(active) = &mut self.active else {
+            return Ok(false);
         };
-        let (backend, disk, durable) = (&self.backend, self.disk, *writethrough);
-        let failure = &mut self.failure;
-        queue.process(mem, |chain| {
-            handle(mem, chain, backend, disk, durable, failure)
-                .map_err(|what| ProtocolViolation { queue: 0, what })
-        })
+        let done = self.ring.as_mut().is_some_and(Uring::has_done);
+        let found = done || active.queue.available(&active.mem)? > 0;
+        if found {
+            self.process_queue(0)?;
+        }
+        Ok(found)
     }
 
     fn take_host_failure(&mut self) -> Option<String> {
@@ -246,40 +322,172 @@ fn open_disk(config: &BlockConfig) -> Result<(File, u64), BlockError> {
     Ok((file, size))
 }
 
-/// Parses, executes and answers the request in `chain`. Returns the number of bytes written to it; an error
-/// is what the driver did wrong, and `failure` what the host did.
-fn handle(
-    mem: &GuestRam,
-    chain: Chain<'_>,
-    backend: &Backend,
+impl Block {
+    /// Executes or starts what the driver has made available.
+    fn take_requests(&mut self) -> Result<(), ProtocolViolation> {
+        let Some(Active { mem, queue, writethrough }) = &mut self.active else {
+            return Ok(());
+        };
+        let mut executor = Executor {
+            mem,
+            backend: &mut self.backend,
+            disk: self.disk,
+            durable: *writethrough,
+            engine: &mut self.engine,
+            ring: &mut self.ring,
+            ring_changed: &mut self.ring_changed,
+            failure: &mut self.failure,
+        };
+        queue.process_some(mem, |chain| {
+            executor.handle(chain).map_err(|what| ProtocolViolation { queue: 0, what })
+        })?;
+        if let Some(Err(error)) = self.ring.as_mut().map(Uring::submit) {
+            self.failure = Some(format!("cannot submit requests: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Answers what the kernel has done.
+    fn complete_requests(&mut self) -> Result<(), ProtocolViolation> {
+        let (Some(ring), Some(Active { mem, queue, .. })) = (&mut self.ring, &mut self.active) else {
+            return Ok(());
+        };
+        while let Some((done, result)) = ring.reap() {
+            let InFlight { head, request, status_at, data, .. } = done;
+            let mut written = 0;
+            if let Request::Read(range) = request {
+                // A read that fails half way has filled guest pages too.
+                data.mark_dirty(mem);
+                written = u32::try_from(range.len).unwrap_or(u32::MAX);
+            }
+            let status = match result {
+                Ok(()) => Status::Ok,
+                Err(error) => {
+                    self.failure = Some(format!("{request}: {error}"));
+                    written = 0;
+                    Status::IoError
+                }
+            };
+            // The address was in guest memory when the request came, and memory does not shrink.
+            let _ = mem.write_obj(status.to_byte(), status_at);
+            queue.complete(mem, head, written.saturating_add(1))?;
+        }
+        queue.signal(mem)
+    }
+}
+
+/// What the requests of one batch are executed with.
+struct Executor<'a> {
+    mem: &'a GuestRam,
+    backend: &'a mut Backend,
     disk: Disk,
     durable: bool,
-    failure: &mut Option<String>,
-) -> Result<u32, String> {
-    let (readable, writable) = GuestBuffers::collect_both(mem, chain).map_err(|error| error.to_string())?;
-    let mut header = [0; HEADER_BYTES];
-    if !readable.copy_to(0, &mut header) {
-        return Err(format!("request of {} bytes has no header", readable.len()));
+    engine: &'a mut BlockEngine,
+    ring: &'a mut Option<Uring>,
+    ring_changed: &'a mut bool,
+    failure: &'a mut Option<String>,
+}
+
+impl Executor<'_> {
+    /// Parses the request in `chain` and executes it, or starts it. An error is what the driver did wrong.
+    fn handle(&mut self, chain: Chain<'_>) -> Result<Handled, String> {
+        if self.ring.as_ref().is_some_and(Uring::is_full) {
+            return Ok(Handled::NotNow);
+        }
+        let head = chain.head_index();
+        let (readable, writable) =
+            GuestBuffers::collect_both(self.mem, chain).map_err(|error| error.to_string())?;
+        let mut header = [0; HEADER_BYTES];
+        if !readable.copy_to(0, &mut header) {
+            return Err(format!("request of {} bytes has no header", readable.len()));
+        }
+        let status_at = writable.len().checked_sub(1).ok_or("request has no room for its status")?;
+        let data_len = readable.len().saturating_sub(HEADER_BYTES);
+
+        let mut ranges = [0; MAX_RANGES_BYTES];
+        let ranges = ranges.get_mut(..data_len.min(MAX_RANGES_BYTES)).unwrap_or_default();
+        readable.copy_to(HEADER_BYTES, ranges);
+
+        let raw = RawRequest { header, readable: data_len, writable: status_at, ranges };
+        let data = Data { readable: &readable, start: HEADER_BYTES, writable: &writable };
+        let (status, written) = match request::parse(&raw, self.disk) {
+            Ok(Request::Read(range)) if self.reads_at_once(range, &writable) => {
+                (Status::Ok, usize::try_from(range.len).unwrap_or(usize::MAX))
+            }
+            Ok(request) => {
+                let Some(request) = self.start(head, request, &data, status_at) else {
+                    return Ok(Handled::InFlight);
+                };
+                self.execute(&request, &data)
+            }
+            Err(status) => (status, 0),
+        };
+        writable.copy_from(status_at, &[status.to_byte()]);
+        Ok(Handled::Done(u32::try_from(written.saturating_add(1)).unwrap_or(u32::MAX)))
     }
-    let status_at = writable.len().checked_sub(1).ok_or("request has no room for its status")?;
-    let data_len = readable.len().saturating_sub(HEADER_BYTES);
 
-    let mut ranges = [0; MAX_RANGES_BYTES];
-    let ranges = ranges.get_mut(..data_len.min(MAX_RANGES_BYTES)).unwrap_or_default();
-    readable.copy_to(HEADER_BYTES, ranges);
+    /// Reads what needs no medium without the detour through the kernel's ring.
+    fn reads_at_once(&mut self, range: ByteRange, target: &GuestBuffers<'_>) -> bool {
+        *self.engine == BlockEngine::IoUring && self.backend.read_cached(range, target)
+    }
 
-    let raw = RawRequest { header, readable: data_len, writable: status_at, ranges };
-    let data = Data { readable: &readable, start: HEADER_BYTES, writable: &writable };
-    let (status, written) = match request::parse(&raw, disk) {
-        Ok(request) => match backend.execute(&request, &data, durable) {
+    fn execute(&mut self, request: &Request, data: &Data<'_, '_>) -> (Status, usize) {
+        match self.backend.execute(request, data, self.durable) {
             Ok(written) => (Status::Ok, written),
             Err(error) => {
-                *failure = Some(format!("{request}: {error}"));
+                *self.failure = Some(format!("{request}: {error}"));
                 (Status::IoError, 0)
             }
-        },
-        Err(status) => (status, 0),
-    };
-    writable.copy_from(status_at, &[status.to_byte()]);
-    Ok(u32::try_from(written.saturating_add(1)).unwrap_or(u32::MAX))
+        }
+    }
+
+    /// Leaves `request` to the kernel, or gives it back where it is better executed at once.
+    fn start(
+        &mut self,
+        head: u16,
+        request: Request,
+        data: &Data<'_, '_>,
+        status_at: usize,
+    ) -> Option<Request> {
+        if *self.engine == BlockEngine::Sync {
+            return Some(request);
+        }
+        let mut vecs = IoVecs::new();
+        match request {
+            Request::Read(_) => vecs.push_guest(data.writable, 0, status_at),
+            Request::Write(_) => vecs.push_guest(data.readable, data.start, data.readable.len()),
+            Request::Flush => {}
+            _ => return Some(request),
+        }
+        let Some(status_at) = data.writable.address_of(self.mem, status_at) else {
+            return Some(request);
+        };
+        let durable = self.durable;
+        let Some(ring) = self.ring() else {
+            return Some(request);
+        };
+        // SAFETY: only buffers of the guest are in it. The ring is drained or dropped before the guest's memory.
+        let data = unsafe { vecs.detach() };
+        let request = InFlight { head, request, status_at, data, durable };
+        // SAFETY: as above.
+        unsafe { ring.start(request) }.err()
+    }
+
+    /// The ring, made when it is first needed; `None` where the host does not permit it.
+    fn ring(&mut self) -> Option<&mut Uring> {
+        if self.ring.is_none() {
+            match Uring::open(&self.backend.file) {
+                Ok(ring) => {
+                    *self.ring = Some(ring);
+                    *self.ring_changed = true;
+                }
+                Err(error) => {
+                    *self.engine = BlockEngine::Sync;
+                    *self.failure =
+                        Some(format!("no io_uring here, requests are executed one by one: {error}"));
+                }
+            }
+        }
+        self.ring.as_mut()
+    }
 }

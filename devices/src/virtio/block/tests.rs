@@ -77,7 +77,12 @@ impl Rig {
 }
 
 fn open(dir: &TempDir, read_only: bool) -> Block {
-    let config = BlockConfig { path: dir.path().join("disk"), read_only, serial: "lighter-0".into() };
+    let config = BlockConfig {
+        path: dir.path().join("disk"),
+        read_only,
+        serial: "lighter-0".into(),
+        engine: BlockEngine::Sync,
+    };
     Block::open(&config).unwrap()
 }
 
@@ -228,15 +233,15 @@ fn a_read_only_disk_stays_as_it_is() {
 fn a_disk_that_was_cut_off_gives_an_error_and_the_queue_goes_on() {
     let mut rig = Rig::new();
     let file = OpenOptions::new().write(true).open(rig.dir.path().join("disk")).unwrap();
-    file.set_len(512).unwrap();
+    file.set_len(4096).unwrap();
     rig.driver.observed.take();
     for _ in 0..4 {
-        assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 1024)]), (1, 1));
+        assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 8192)]), (1, 1));
     }
     assert_eq!(rig.request(READ, 0, &[Buffer::writable(DATA, 512)]), (0, 513));
     assert_eq!(rig.driver.transport.host_failures(), 4);
     let report =
-        |count| format!("test: host failure {count}: read 1024 bytes at 0x0: unexpected end of file");
+        |count| format!("test: host failure {count}: read 8192 bytes at 0x0: unexpected end of file");
     assert_eq!(rig.driver.observed.take(), [1, 2, 4].map(report));
     assert!(!rig.is_broken());
 }
@@ -315,7 +320,8 @@ fn a_driver_without_flush_gets_durable_writes() {
     assert_eq!(rig.request(WRITE, 0, &[Buffer::readable(DATA, 512)]), (0, 1));
     assert_eq!(rig.disk(0, 512), [0x77; 512]);
     // This file cannot be synced, which shows that it is tried.
-    let backend = Backend { file: fs::File::open("/dev/null").unwrap(), serial: [0; SERIAL_BYTES] };
+    let file = fs::File::open("/dev/null").unwrap();
+    let mut backend = Backend { file, mapped: None, serial: [0; SERIAL_BYTES] };
     assert!(backend.file.sync_data().is_err());
     let empty = GuestBuffers::empty();
     let data = Data { readable: &empty, start: 0, writable: &empty };
@@ -392,7 +398,8 @@ fn a_drive_without_a_medium_reads_nothing() {
 fn files_that_are_no_disks_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let open = |path: PathBuf, serial: &str| {
-        Block::open(&BlockConfig { path, read_only: true, serial: serial.into() }).err()
+        Block::open(&BlockConfig { path, read_only: true, serial: serial.into(), engine: BlockEngine::Sync })
+            .err()
     };
     let file = |name: &str, len: usize| {
         let path = dir.path().join(name);
@@ -455,4 +462,320 @@ fn random_chains_are_answered_once_or_break_the_protocol() {
     }
     assert!(answered > 500 && broken > 500, "{answered} answered, {broken} broken");
     assert_eq!(fs::metadata(rig.dir.path().join("disk")).unwrap().len(), SECTORS * SECTOR_SIZE);
+}
+
+mod io_uring {
+    //! The same device with the kernel working on its requests.
+
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+
+    impl Rig {
+        fn with_ring(features: u64) -> Self {
+            let mut rig = Self::with(false, features);
+            let config = BlockConfig {
+                path: rig.dir.path().join("disk"),
+                read_only: false,
+                serial: String::new(),
+                engine: BlockEngine::IoUring,
+            };
+            rig.driver = FakeDriver::start(Block::open(&config).unwrap(), features);
+            rig
+        }
+
+        /// Makes a request available and notifies; it may be in flight afterwards.
+        fn begin(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u16 {
+            self.header(kind, sector);
+            self.driver.fill(STATUS, &[0xee]);
+            let chain = [&[Buffer::readable(HEADER, 16)], data, &[Buffer::writable(STATUS, 1)]].concat();
+            self.driver.submit(0, &chain)
+        }
+
+        /// Lets the event loop run until the request is used; gives its status and the bytes written.
+        fn wait(&mut self) -> (u8, u32) {
+            for _ in 0..5_000 {
+                if let Some((_, written)) = self.driver.take_used(0) {
+                    return (self.driver.peek(STATUS, 1)[0], written);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                self.driver.transport.process_host_event(0, EventSet::IN);
+            }
+            panic!("the request is in flight for five seconds");
+        }
+
+        fn run(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+            self.begin(kind, sector, data);
+            self.wait()
+        }
+    }
+
+    /// A disk of 8 sectors whose reads wait until somebody writes into the pipe.
+    fn slow_disk() -> (Block, std::io::PipeWriter) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(reader));
+        let block = Block {
+            ring: None,
+            ring_changed: false,
+            backend: Backend { file, mapped: None, serial: [0; SERIAL_BYTES] },
+            disk: Disk { capacity_sectors: 8, read_only: true },
+            engine: BlockEngine::IoUring,
+            failure: None,
+            medium_is_new: false,
+            active: None,
+        };
+        (block, writer)
+    }
+
+    fn slow_rig() -> (Rig, std::io::PipeWriter) {
+        let (block, writer) = slow_disk();
+        let rig = Rig { dir: tempfile::tempdir().unwrap(), driver: FakeDriver::start(block, 0) };
+        (rig, writer)
+    }
+
+    fn write_later(
+        mut writer: std::io::PipeWriter,
+        byte: u8,
+    ) -> std::thread::JoinHandle<std::io::PipeWriter> {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            writer.write_all(&[byte; 512]).unwrap();
+            writer
+        })
+    }
+
+    #[test]
+    fn requests_do_what_they_do_without_a_ring() {
+        let mut rig = Rig::with_ring(FLUSH_FEATURE);
+        rig.driver.fill(DATA, &[0xa1; 300]);
+        rig.driver.fill(DATA + 4096, &[0xa2; 212]);
+        let segments = [Buffer::readable(DATA, 300), Buffer::readable(DATA + 4096, 212)];
+        assert_eq!(rig.run(WRITE, 7, &segments), (0, 1));
+        assert_eq!(rig.run(FLUSH, 0, &[]), (0, 1));
+        assert_eq!(rig.disk(7 * 512, 512), [[0xa1; 300].as_slice(), &[0xa2; 212]].concat());
+        let segments = [Buffer::writable(DATA, 500), Buffer::writable(DATA + 8192, 12)];
+        for _ in 0..2 {
+            assert_eq!(rig.run(READ, 7, &segments), (0, 513));
+            assert_eq!(rig.driver.peek(DATA + 8192, 13), [&[0xa2; 12][..], &[0]].concat());
+        }
+        assert_eq!(rig.run(GET_ID, 0, &[Buffer::writable(DATA, 20)]), (0, 21));
+        assert_eq!(rig.run(READ, SECTORS, &segments), (1, 1));
+    }
+
+    #[test]
+    fn a_write_without_flush_is_durable() {
+        let mut rig = Rig::with_ring(0);
+        rig.driver.fill(DATA, &[0x77; 512]);
+        assert_eq!(rig.run(WRITE, 0, &[Buffer::readable(DATA, 512)]), (0, 1));
+        assert_eq!(rig.disk(0, 512), [0x77; 512]);
+    }
+
+    #[test]
+    fn a_disk_that_was_cut_off_gives_an_error() {
+        let mut rig = Rig::with_ring(FLUSH_FEATURE);
+        OpenOptions::new().write(true).open(rig.dir.path().join("disk")).unwrap().set_len(4096).unwrap();
+        for _ in 0..2 {
+            assert_eq!(rig.run(READ, 0, &[Buffer::writable(DATA, 8192)]), (1, 1));
+        }
+        assert_eq!(rig.run(READ, 0, &[Buffer::writable(DATA, 512)]), (0, 513));
+        assert_eq!(rig.driver.transport.host_failures(), 2);
+    }
+
+    #[test]
+    fn a_request_completes_when_the_kernel_has_done_it() {
+        let (mut rig, mut writer) = slow_rig();
+        let head = rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
+        assert_eq!(rig.driver.take_used(0), None);
+        let [event] = rig.driver.transport.take_host_events().unwrap()[..] else {
+            panic!("the ring is not polled");
+        };
+        rig.driver.transport.process_host_event(event.token, EventSet::IN);
+        assert_eq!(rig.driver.take_used(0), None, "nothing is done yet");
+        writer.write_all(&[9; 512]).unwrap();
+        assert_eq!(rig.wait(), (0, 513));
+        assert_eq!(head, 0);
+        assert_eq!(rig.driver.peek(DATA, 512), [9; 512]);
+        assert!(rig.driver.take_interrupt());
+    }
+
+    #[test]
+    fn a_ring_made_while_polling_is_told_of() {
+        let (mut rig, mut writer) = slow_rig();
+        rig.driver.transport.take_host_events();
+        rig.driver.observed.take();
+        assert!(rig.driver.transport.start_polling());
+        rig.header(READ, 0);
+        let chain = [Buffer::readable(HEADER, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS, 1)];
+        rig.driver.queues[0].add(&chain);
+        assert!(rig.driver.transport.poll());
+        assert_eq!(rig.driver.observed.take(), ["test: host events"]);
+        assert_eq!(rig.driver.transport.take_host_events().unwrap().len(), 1);
+        rig.driver.transport.stop_polling();
+        writer.write_all(&[3; 512]).unwrap();
+        assert_eq!(rig.wait(), (0, 513));
+    }
+
+    #[test]
+    fn requests_in_flight_are_completed_before_a_snapshot() {
+        let (mut rig, writer) = slow_rig();
+        rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
+        assert_eq!(rig.driver.take_used(0), None);
+        let writing = write_later(writer, 5);
+        let state = rig.driver.transport.save().unwrap();
+        assert_eq!(rig.driver.take_used(0).unwrap().1, 513);
+        assert_eq!(rig.driver.peek(DATA, 512), [5; 512]);
+        let mut writer = writing.join().unwrap();
+
+        // What comes after the snapshot is the restored device's.
+        let (mut block, mut other) = slow_disk();
+        block.engine = BlockEngine::Sync;
+        let restored = FakeDriver::with_mem(block, rig.driver.mem.clone());
+        restored.transport.restore(&state).unwrap();
+        assert!(restored.take_interrupt(), "the request completed without the driver hearing of it");
+        restored.run();
+        assert_eq!(rig.driver.take_used(0), None);
+        let _ = (writer.write_all(&[0]), other.write_all(&[0]));
+    }
+
+    #[test]
+    fn a_reset_waits_for_requests_in_flight_and_answers_none() {
+        let (mut rig, writer) = slow_rig();
+        rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
+        let writing = write_later(writer, 6);
+        rig.driver.write(register::STATUS, 0);
+        // The kernel is done with guest memory: it changes no more.
+        assert_eq!(rig.driver.peek(DATA, 512), [6; 512]);
+        assert_eq!(rig.driver.peek(STATUS, 1), [0xee]);
+        assert_eq!(rig.driver.take_used(0), None);
+        let mut writer = writing.join().unwrap();
+        assert_eq!(rig.driver.initialize(0), 0xf);
+        rig.begin(READ, 1, &[Buffer::writable(DATA, 512)]);
+        writer.write_all(&[7; 512]).unwrap();
+        assert_eq!(rig.wait(), (0, 513));
+    }
+
+    #[test]
+    fn a_device_is_dropped_when_its_requests_are_done() {
+        let (mut rig, writer) = slow_rig();
+        rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
+        let mem = rig.driver.mem.clone();
+        let writing = write_later(writer, 8);
+        drop(rig);
+        let mut byte = [0];
+        mem.read_slice(&mut byte, vm_memory::GuestAddress(DATA)).unwrap();
+        assert_eq!(byte, [8]);
+        writing.join().unwrap();
+    }
+
+    #[test]
+    fn more_requests_than_a_driver_may_have_wait_in_the_queue() {
+        let (mut rig, mut writer) = slow_rig();
+        rig.header(READ, 0);
+        let chain = [Buffer::readable(HEADER, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS, 1)];
+        let head = rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
+        rig.driver.queues[0].add(&chain);
+        // The same chain again and again, which no driver that keeps the rules does.
+        for _ in 0..200 {
+            for _ in 0..100 {
+                rig.driver.queues[0].publish(head);
+            }
+            rig.driver.notify(0);
+        }
+        assert!(!rig.is_broken());
+        assert_eq!(rig.driver.take_used(0), None);
+        let writing = std::thread::spawn(move || {
+            for _ in 0..400 {
+                let _ = writer.write_all(&[1; 512]);
+            }
+        });
+        rig.driver.write(register::STATUS, 0);
+        assert_eq!(rig.driver.initialize(0), 0xf);
+        drop(rig);
+        writing.join().unwrap();
+    }
+
+    #[test]
+    fn random_chains_do_no_harm() {
+        let mut rig = Rig::with_ring(FLUSH_FEATURE);
+        let mut random = Random(0x0bad_cafe_1234_5677);
+        let (mut answered, mut broken) = (0, 0);
+        for _ in 0..2_000 {
+            rig.header([READ, WRITE, FLUSH, GET_ID, 99][random.next(5) as usize], random.next(SECTORS + 2));
+            for index in 0..8 {
+                let addr = [HEADER, DATA, STATUS, (8 << 20) - 256][random.next(4) as usize];
+                let len = [0, 1, 16, 496, 512, 1024][random.next(6) as usize];
+                let buffer =
+                    if index == 0 { Buffer::readable(HEADER, 16) } else { Buffer::readable(addr, len) };
+                let flags = if index == 0 { 1 } else { [0, 1, 2, 2, 3, 3][random.next(6) as usize] };
+                rig.driver.queues[0].write_descriptor(index, buffer, flags, random.next(9) as u16);
+            }
+            rig.driver.queues[0].publish(0);
+            rig.driver.notify(0);
+            if rig.is_broken() {
+                broken += 1;
+                assert_eq!(rig.driver.initialize(FLUSH_FEATURE), 0xf);
+            } else {
+                answered += 1;
+                rig.wait();
+            }
+        }
+        assert!(answered > 200 && broken > 200, "{answered} answered, {broken} broken");
+        assert_eq!(fs::metadata(rig.dir.path().join("disk")).unwrap().len(), SECTORS * SECTOR_SIZE);
+    }
+}
+
+/// The device's wish to be notified, without EVENT_IDX: flag 1 of the used ring.
+fn wants_notifications(rig: &Rig) -> bool {
+    let used_ring = 0x1_0000 + 0xa000;
+    rig.driver.peek(used_ring, 2) == [0, 0]
+}
+
+#[test]
+fn a_polled_disk_needs_no_notification() {
+    let mut rig = Rig::new();
+    rig.header(READ, 4);
+    let chain = [Buffer::readable(HEADER, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS, 1)];
+    assert!(rig.driver.transport.start_polling());
+    assert!(!wants_notifications(&rig));
+    assert!(!rig.driver.transport.poll(), "nothing is there");
+    for _ in 0..300 {
+        rig.driver.queues[0].add(&chain);
+        assert!(rig.driver.transport.poll());
+        assert_eq!(rig.driver.take_used(0).unwrap().1, 513);
+    }
+    assert!(!wants_notifications(&rig));
+    rig.driver.queues[0].add(&chain);
+    rig.driver.transport.stop_polling();
+    assert_eq!(rig.driver.take_used(0).unwrap().1, 513, "what came before the end is not lost");
+    assert!(wants_notifications(&rig));
+    rig.request(READ, 4, &[Buffer::writable(DATA, 512)]);
+}
+
+#[test]
+fn polling_ends_with_a_reset() {
+    let mut rig = Rig::new();
+    assert!(rig.driver.transport.start_polling());
+    rig.driver.write(register::STATUS, 0);
+    assert!(!rig.driver.transport.poll());
+    rig.driver.transport.stop_polling();
+    assert!(!rig.driver.transport.start_polling(), "an inactive device is not polled");
+    assert_eq!(rig.driver.initialize(FLUSH_FEATURE), 0xf);
+    assert_eq!(rig.request(READ, 1, &[Buffer::writable(DATA, 512)]), (0, 513));
+    assert!(wants_notifications(&rig));
+}
+
+#[test]
+fn what_was_read_before_is_read_as_it_is_now() {
+    let mut rig = Rig::new();
+    for content in [1u8, 0x5a, 0xa5] {
+        if content != 1 {
+            rig.driver.fill(DATA, &[content; 512]);
+            assert_eq!(rig.request(WRITE, 1, &[Buffer::readable(DATA, 512)]), (0, 1));
+        }
+        let segments = [Buffer::writable(DATA + 4096, 100), Buffer::writable(DATA + 8192, 412)];
+        assert_eq!(rig.request(READ, 1, &segments), (0, 513));
+        assert_eq!(rig.driver.peek(DATA + 4096, 100), [content; 100]);
+        assert_eq!(rig.driver.peek(DATA + 8192, 412), [content; 412]);
+    }
 }

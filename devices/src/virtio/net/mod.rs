@@ -111,7 +111,8 @@ impl<T: FrameIo> Net<T> {
     fn update_polled(&mut self) {
         let mut wanted = EventSet::empty();
         if let Some(active) = &self.active {
-            if active.rx_stop == RxStop::NoFrame {
+            // While the TAP is looked at anyway, each frame would wake an event loop that does not sleep.
+            if active.rx_stop == RxStop::NoFrame && !active.rx.is_polled() {
                 wanted |= EventSet::IN;
             }
             if active.tx_stop == TxStop::TapFull {
@@ -190,6 +191,37 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
             TX => self.transmit(),
             _ => Ok(()),
         }
+    }
+
+    fn is_pollable(&self) -> bool {
+        true
+    }
+
+    fn set_polled(&mut self, polled: bool) -> Result<(), ProtocolViolation> {
+        if let Some(active) = &mut self.active {
+            active.rx.set_polled(polled);
+            active.tx.set_polled(polled);
+        }
+        self.update_polled();
+        self.receive()?;
+        self.transmit()
+    }
+
+    fn poll(&mut self) -> Result<bool, ProtocolViolation> {
+        let Some(active) = &mut self.active else {
+            return Ok(false);
+        };
+        let sends = active.tx_stop != TxStop::TapFull && active.tx.available(&active.mem)? > 0;
+        let receives = active.rx_stop != RxStop::Broken && active.rx.available(&active.mem)? > 0;
+        let before = active.rx.state().next_used;
+        if sends {
+            self.transmit()?;
+        }
+        if receives {
+            self.receive()?;
+        }
+        let received = self.active.as_ref().is_some_and(|active| active.rx.state().next_used != before);
+        Ok(sends || received)
     }
 
     fn host_events(&self) -> Vec<HostEvent> {

@@ -1,13 +1,15 @@
 //! Frames from the TAP to the guest.
 //!
-//! One `readv` puts a frame where it belongs. Because nobody knows its length before, the last buffer of the
-//! call is scratch space of the VMM: only what does not fit the collected chains is copied from there.
+//! One `readv` puts a frame with its header where it belongs. Because nobody knows its length before, the last
+//! buffer of the call is scratch space of the VMM: only what does not fit the collected chains is copied from
+//! there. Two fields of the header are the device's and are written over what the TAP left there.
 
 use super::counters::Counters;
 use super::features;
-use super::header::{HEADER_SIZE, MAX_FRAME, VnetHeader};
+use super::header::{FLAGS, HEADER_SIZE, MAX_FRAME, NUM_BUFFERS};
 use super::rx_chains::RxChains;
 use super::tap::FrameIo;
+use super::tx::PUBLISH_AFTER;
 use super::wire::{NoFrame, Wire};
 use crate::GuestRam;
 use crate::virtio::device::ProtocolViolation;
@@ -41,8 +43,7 @@ enum Step {
 pub struct Receiver {
     mergeable: bool,
     guest_checksum: bool,
-    header: VnetHeader,
-    /// Room for a whole frame: what did not fit the chains stands where it belongs in the frame.
+    /// Room for a whole frame with its header: what did not fit the chains stands where it belongs.
     scratch: Vec<u8>,
     /// Length of a frame that is whole in `scratch` and waits for buffers.
     waiting: Option<usize>,
@@ -56,8 +57,7 @@ impl Receiver {
         Self {
             mergeable: features::mergeable(acknowledged),
             guest_checksum: features::guest_checksum(acknowledged),
-            header: VnetHeader::default(),
-            scratch: vec![0; MAX_FRAME],
+            scratch: vec![0; HEADER_SIZE + MAX_FRAME],
             waiting: None,
             last_len: 0,
         }
@@ -71,7 +71,11 @@ impl Receiver {
         wire: &mut Wire<impl FrameIo>,
     ) -> Result<RxStop, ProtocolViolation> {
         queue.disable_notifications(mem)?;
-        for _ in 0..queue.size() {
+        for count in 1..=queue.size() {
+            // A frame's buffers are shown together, as they have to be, with those of some other frames.
+            if count.is_multiple_of(PUBLISH_AFTER) {
+                queue.publish(mem)?;
+            }
             let step = match self.waiting {
                 Some(len) => self.deliver_waiting(queue, mem, len, wire.counters())?,
                 None => self.receive_one(queue, mem, wire)?,
@@ -102,11 +106,10 @@ impl Receiver {
         if chains.is_empty() {
             return Ok(Step::Starved(0));
         }
-        let direct = chains.capacity().saturating_sub(HEADER_SIZE).min(MAX_FRAME);
+        let direct = chains.capacity().min(self.scratch.len());
         let mut vecs = IoVecs::new();
-        vecs.push_host(&mut self.header.0);
-        chains.push_frame_space(&mut vecs, direct);
-        if let Some(overflow) = self.scratch.get_mut(direct..) {
+        chains.push_space(&mut vecs, direct);
+        if let Some(overflow @ [_, ..]) = self.scratch.get_mut(direct..) {
             vecs.push_host(overflow);
         }
         let count = match wire.read(&mut vecs) {
@@ -127,17 +130,17 @@ impl Receiver {
             return Ok(Step::Done);
         };
         self.last_len = len;
-        chains.mark_dirty(HEADER_SIZE, len.min(direct));
-        let want = HEADER_SIZE.saturating_add(len);
+        chains.mark_dirty(0, count.min(direct));
+        let want = count;
         chains.gather(queue, mem, want, self.mergeable)?;
         if chains.capacity() < want {
             if let Some(start) = self.scratch.get_mut(..direct) {
-                chains.copy_to(HEADER_SIZE, start);
+                chains.copy_to(0, start);
             }
             return Ok(self.wait_or_drop(chains, queue, len, counters));
         }
-        if let Some(overflow) = self.scratch.get(direct..len) {
-            chains.copy_from(HEADER_SIZE.saturating_add(direct), overflow);
+        if let Some(overflow) = self.scratch.get(direct..count) {
+            chains.copy_from(direct, overflow);
         }
         self.finish(chains, queue, mem, len, counters)
     }
@@ -155,8 +158,8 @@ impl Receiver {
         if chains.capacity() < want {
             return Ok(self.wait_or_drop(chains, queue, len, counters));
         }
-        if let Some(frame) = self.scratch.get(..len) {
-            chains.copy_from(HEADER_SIZE, frame);
+        if let Some(frame) = self.scratch.get(..want) {
+            chains.copy_from(0, frame);
         }
         self.waiting = None;
         self.finish(chains, queue, mem, len, counters)
@@ -184,7 +187,7 @@ impl Receiver {
         }
     }
 
-    /// Writes the header and hands the chains that are filled to the driver, the rest back to the queue.
+    /// Completes the header and hands the chains that are filled to the driver, the rest back to the queue.
     fn finish(
         &mut self,
         chains: RxChains<'_>,
@@ -196,12 +199,13 @@ impl Receiver {
         let completions = chains.completions(HEADER_SIZE.saturating_add(len));
         let used = u16::try_from(completions.len()).unwrap_or(u16::MAX);
         if !self.guest_checksum {
-            self.header.clear_flags();
+            chains.copy_from(FLAGS, &[0]);
         }
-        self.header.set_num_buffers(used);
-        chains.copy_from(0, &self.header.0);
+        chains.copy_from(NUM_BUFFERS, &used.to_le_bytes());
         queue.undo_pop(chains.count().saturating_sub(used));
-        queue.complete_together(mem, &completions)?;
+        for &(head, written) in &completions {
+            queue.complete_unseen(mem, head, written)?;
+        }
         Counters::count(&counters.rx_frames);
         Ok(Step::Done)
     }

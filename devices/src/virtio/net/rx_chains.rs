@@ -1,5 +1,7 @@
 //! Descriptor chains that are collected for one frame: one, or several with VIRTIO_NET_F_MRG_RXBUF.
 
+use smallvec::SmallVec;
+
 use super::header::HEADER_SIZE;
 use crate::GuestRam;
 use crate::virtio::device::ProtocolViolation;
@@ -9,7 +11,7 @@ use crate::virtio::queue::ActiveQueue;
 /// Chains popped from the RX queue and not yet completed, as one sequence of bytes.
 #[derive(Debug)]
 pub struct RxChains<'m> {
-    chains: Vec<(u16, GuestBuffers<'m>)>,
+    chains: SmallVec<[(u16, GuestBuffers<'m>); 1]>,
     capacity: usize,
     pieces: usize,
     full: bool,
@@ -18,7 +20,7 @@ pub struct RxChains<'m> {
 impl<'m> RxChains<'m> {
     /// None yet.
     pub fn new() -> Self {
-        Self { chains: Vec::new(), capacity: 0, pieces: 0, full: false }
+        Self { chains: SmallVec::new(), capacity: 0, pieces: 0, full: false }
     }
 
     /// Pops chains until they hold `want` bytes or there are no more. One at most unless `mergeable`.
@@ -74,13 +76,13 @@ impl<'m> RxChains<'m> {
         self.chains.is_empty()
     }
 
-    /// Appends the `len` bytes behind the header to `vecs`.
-    pub fn push_frame_space<'a>(&self, vecs: &mut IoVecs<'a>, len: usize)
+    /// Appends the first `len` bytes to `vecs`.
+    pub fn push_space<'a>(&self, vecs: &mut IoVecs<'a>, len: usize)
     where
         'm: 'a,
     {
         let mut left = len;
-        for (_, start, buffers) in self.spans(HEADER_SIZE, len) {
+        for (_, start, buffers) in self.spans(0, len) {
             let count = buffers.len().saturating_sub(start).min(left);
             vecs.push_guest(buffers, start, count);
             left = left.saturating_sub(count);
@@ -121,7 +123,7 @@ impl<'m> RxChains<'m> {
     }
 
     /// The chains that `len` bytes take, as head and bytes in the chain.
-    pub fn completions(&self, len: usize) -> Vec<(u16, u32)> {
+    pub fn completions(&self, len: usize) -> SmallVec<[(u16, u32); 4]> {
         let mut left = len;
         self.spans(0, len)
             .map(|(head, _, buffers)| {

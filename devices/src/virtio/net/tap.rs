@@ -36,7 +36,7 @@ pub enum TapError {
     },
 }
 
-/// Where frames come from and go to: one frame behind its [`super::header::VnetHeader`] per `read` and
+/// Where frames come from and go to: one frame behind its header (`header.rs`) per `read` and
 /// `write`, never waiting.
 pub trait FrameIo: Send {
     /// The descriptor, for polling, reading and writing.

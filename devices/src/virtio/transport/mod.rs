@@ -11,6 +11,7 @@
 
 mod driver_state;
 mod line;
+mod polling;
 mod registers;
 mod saved;
 #[cfg(test)]

@@ -29,8 +29,10 @@ struct QueuePosition {
 }
 
 impl MmioTransport {
-    /// The whole state of the transport and its device. Called with vCPUs and event loop stopped.
+    /// The whole state of the transport and its device. Called with vCPUs and event loop stopped, and
+    /// before guest memory is read: requests in flight are completed here.
     pub fn save(&self) -> Result<Vec<u8>, postcard::Error> {
+        self.quiesce();
         let inner = self.lock();
         let positions = if inner.driver.is_active() { inner.device.queue_states() } else { Vec::new() };
         postcard::to_allocvec(&TransportState {

@@ -27,3 +27,26 @@ fn configuration_space_has_the_identity_and_survives_a_restore() {
     assert_eq!(other.device.identity, IDENTITY);
     assert!(other.device.restore(&[1, 2, 3]).is_err());
 }
+
+#[test]
+fn a_polled_device_looks_at_both_ends_and_leaves_the_tap_alone() {
+    let (mut guest, wire) = ready();
+    guest.give_rx(0, 0x2000);
+    guest.device.set_polled(true).unwrap();
+    assert!(guest.polled().is_empty());
+    assert!(!guest.device.poll().unwrap());
+    wire.send(&with_header(&frame(60))).unwrap();
+    assert!(guest.device.poll().unwrap());
+    assert_eq!(guest.rx.take_used(), Some((0, (HEADER_SIZE + 60) as u32)));
+    assert_eq!(guest.rx_bytes(0, HEADER_SIZE + 60)[HEADER_SIZE..], frame(60));
+    guest.queue_tx(&with_header(&frame(100)));
+    assert!(guest.device.poll().unwrap());
+    assert_eq!(wire.recv(&mut [0; 200]).unwrap(), HEADER_SIZE + 100);
+    guest.queue_tx(&with_header(&frame(100)));
+    guest.device.set_polled(false).unwrap();
+    assert_eq!(wire.recv(&mut [0; 200]).unwrap(), HEADER_SIZE + 100, "what came before the end is not lost");
+    assert_eq!(guest.polled(), EventSet::empty(), "no buffer, nothing to wait for");
+    guest.give_rx(1, 0x2000);
+    guest.device.process_queue(RX).unwrap();
+    assert_eq!(guest.polled(), EventSet::IN);
+}
