@@ -20,6 +20,8 @@ const CONSOLE_BYTES: u64 = 16 << 10;
 pub struct Boot {
     /// Devices whose driver has not yet answered, with the driver's name.
     waiting: Vec<(String, &'static str)>,
+    /// It goes on from a template, in which all drivers are up.
+    cloned: bool,
     emulated: bool,
     last_progress: Instant,
     exit: Option<VmExit>,
@@ -36,6 +38,7 @@ impl Boot {
         let vsock = config.vsock.iter().map(|_| ("vsock".to_owned(), "virtio-vsock"));
         Self {
             waiting: disks.chain(net).chain(vsock).collect(),
+            cloned: config.restore.is_some(),
             emulated: false,
             last_progress: now,
             exit: None,
@@ -86,6 +89,12 @@ impl Boot {
                 "\nKVM emulates guest kernels on this host, which few kernels but lighter's own survive; on hardware \
                  this one may work",
             );
+        }
+        if self.cloned {
+            text.push_str(
+                "\nit is a clone of its image's template: --cold boots instead, `lighter system prune` removes templates",
+            );
+            return text + &console_tail(console);
         }
         let mut drivers: Vec<&str> = self.waiting.iter().map(|(_, driver)| *driver).collect();
         drivers.dedup();
