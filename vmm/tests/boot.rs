@@ -18,7 +18,7 @@ kvm_tests!(
 );
 
 /// Bytes of the command line that the guest hands back.
-const SHOWN: usize = 256;
+const SHOWN: usize = 1024;
 
 // RSI is the zero page: copies its magic, the initrd's size and first bytes, the number of memory ranges,
 // the first processor's CS, and the command line.
@@ -38,7 +38,7 @@ guest!(witness:
     "mov [r15 + 32], ax",
     "mov esi, [rsi + 0x228]",
     "lea rdi, [r15 + 0x100]",
-    "mov ecx, 256",
+    "mov ecx, 1024",
     "rep movsb",
 );
 
