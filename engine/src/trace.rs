@@ -19,6 +19,8 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// The sum of the phases.
     pub total_ms: f64,
+    /// Processor time of this process so far, without its VMM.
+    pub cpu_ms: f64,
 }
 
 /// One phase.
@@ -57,13 +59,18 @@ impl Trace {
             phases.push(Phase { name, ms: ms(begin, *end) });
             begin = *end;
         }
-        Report { schema: "lighter.trace.v1", phases, total_ms: ms(self.start_ns, begin) }
+        let cpu_ms = ms(0, nanoseconds(ClockId::ProcessCPUTime));
+        Report { schema: "lighter.trace.v1", phases, total_ms: ms(self.start_ns, begin), cpu_ms }
     }
 }
 
 /// CLOCK_MONOTONIC, the clock of the VMM's events.
 pub fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    nanoseconds(ClockId::Monotonic)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     let part = |value: i64| u64::try_from(value).unwrap_or_default();
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }

@@ -194,7 +194,7 @@ fn whole_run(lighter: &Path, kernel: &Path, scratch: &Path) -> anyhow::Result<Wh
     let mut child = Command::new(lighter)
         .arg("--root")
         .arg(&root)
-        .args(["run", "--rm", "--network", "none", "--trace=json", "--kernel"])
+        .args(["run", "--rm", "--cold", "--network", "none", "--trace=json", "--kernel"])
         .arg(kernel)
         .arg(format!("dir:{}", image.display()))
         .args(["/bin/busybox", "echo", "first byte"])

@@ -15,6 +15,7 @@ mod report;
 mod stats;
 mod tap;
 mod tracefs;
+mod warm;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -33,6 +34,8 @@ pub struct BenchArgs {
 enum Suite {
     /// Start of a VM: process start to first guest instruction, to PID 1, to the first byte; VMM memory.
     Boot,
+    /// A whole `lighter run`: a clone of a template beside a boot.
+    Warm,
     /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
     Images,
     /// Virtio-blk, driven from ring 3: random and sequential reads, beside QEMU's.
@@ -46,6 +49,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs must be at least 1");
     let report = match args.suite {
         Suite::Boot => boot::run(args.runs)?,
+        Suite::Warm => warm::run(args.runs)?,
         Suite::Images => images::run(args.runs)?,
         Suite::Block => block::run(args.runs)?,
         Suite::Net => net::run(args.runs)?,
