@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &["agent_protocol", "images", "programs", "vmm"]),
     ("images", &[]),
     ("lighter", &["engine", "images", "vmm"]),
+    ("programs", &[]),
     ("vmm", &["arch", "devices"]),
 ];
 
