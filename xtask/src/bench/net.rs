@@ -42,6 +42,8 @@ const CASES: [Case; 5] = [
 
 /// Runs all, in turn.
 pub fn run(runs: usize) -> anyhow::Result<Report> {
+    // For `ip` and `nft`.
+    deps::ensure(deps::TEST)?;
     deps::ensure(deps::BENCH)?;
     let bench = Bench::prepare()?;
     // SAFETY: only this thread, and what it starts, goes into the new namespace, which it never leaves;
