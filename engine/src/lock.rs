@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// A held lock, free again when dropped.
@@ -33,6 +34,21 @@ impl Lock {
         Self::try_lock(File::open(path)?)
     }
 
+    /// As [`Lock::try_acquire`] for a file that its holder removes: what is locked is the file that `path` names.
+    pub fn try_acquire_removable(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let Some(lock) = Self::try_acquire(path)? else { return Ok(None) };
+            let ours = lock._file.metadata()?;
+            match path.metadata() {
+                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(Some(lock)),
+                Ok(_) => {}
+                // Its last holder has removed it just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     fn try_lock(file: File) -> io::Result<Option<Self>> {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
@@ -58,6 +74,12 @@ mod tests {
         assert!(Lock::try_acquire(&path).unwrap().is_none());
         drop(held);
         assert!(Lock::try_acquire(&path).unwrap().is_some());
+        let first = Lock::try_acquire_removable(&path).unwrap().unwrap();
+        assert!(Lock::try_acquire_removable(&path).unwrap().is_none());
+        std::fs::remove_file(&path).unwrap();
+        // The name is free, and whoever waits for the old file does not take it for the new one.
+        assert!(Lock::try_acquire_removable(&path).unwrap().is_some());
+        drop(first);
         let held = Lock::try_acquire_dir(dir.path()).unwrap();
         assert!(held.is_some() && Lock::try_acquire_dir(dir.path()).unwrap().is_none());
     }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use vmm::config::{NetConfig, VmConfig, VmEvent};
 use vmm::control::{Client, ClientError, Request};
 
-use super::store::{layer, snapshot};
+use super::store::{MakerLock, layer, snapshot};
 use super::{Key, Template, TemplateStore, copy_sparse};
 use crate::container::Container;
 use crate::process::VmProcess;
@@ -80,7 +80,7 @@ pub fn lock(
     store: &TemplateStore,
     key: &Key,
     signals: &Signals,
-) -> Result<Result<Template, crate::lock::Lock>, MakeError> {
+) -> Result<Result<Template, MakerLock>, MakeError> {
     loop {
         let keep = |source| MakeError::Keep { action: "lock the making of templates", source };
         if let Some(lock) = store.try_lock(key).map_err(keep)? {

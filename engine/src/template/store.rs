@@ -14,8 +14,7 @@ use super::Key;
 use crate::dirs::Dirs;
 use crate::lock::Lock;
 
-/// Suffix of the makers' locks. They are few and stay: to remove a lock that somebody is about to take would give
-/// it to two.
+/// Suffix of a maker's lock.
 const LOCK: &str = "lock";
 /// Suffix of a directory that is being made.
 const PARTIAL: &str = "making";
@@ -55,10 +54,10 @@ impl TemplateStore {
         Template::open(&self.directory.join(key.as_str()))
     }
 
-    /// Locks the making of `key`; `None` while somebody else makes it, or one that shares its lock.
-    pub(super) fn try_lock(&self, key: &Key) -> io::Result<Option<Lock>> {
+    /// Locks the making of `key`; `None` while somebody else makes it.
+    pub(super) fn try_lock(&self, key: &Key) -> io::Result<Option<MakerLock>> {
         std::fs::create_dir_all(&self.directory)?;
-        Lock::try_acquire(&lock_of(&self.directory.join(key.as_str())))
+        MakerLock::try_acquire(self.directory.join(key.as_str()).with_extension(LOCK))
     }
 
     /// A new, empty directory to make `key` in. Its maker's lock is held.
@@ -88,9 +87,13 @@ impl TemplateStore {
 
     /// Removes what dead makers left; every command of lighter does it first.
     pub fn sweep(&self) {
-        for path in self.directories().iter().filter(|path| path.extension().is_some()) {
+        for path in self.entries().iter().filter(|path| path.extension().is_some()) {
             // What cannot be removed now is met again by the next command.
-            remove_unused(path);
+            if path.is_dir() {
+                remove_unused(path);
+            } else {
+                let _ = MakerLock::try_acquire(path.clone());
+            }
         }
     }
 
@@ -120,8 +123,12 @@ impl TemplateStore {
     }
 
     fn directories(&self) -> Vec<PathBuf> {
+        self.entries().into_iter().filter(|path| path.is_dir()).collect()
+    }
+
+    fn entries(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten();
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
     }
 
     fn partial(&self, key: &Key) -> PathBuf {
@@ -161,18 +168,32 @@ pub(super) fn layer(directory: &Path) -> PathBuf {
     directory.join("layer.ext4")
 }
 
-/// The maker's lock for the template `directory`, one of sixteen.
-fn lock_of(directory: &Path) -> PathBuf {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let first: String = name.chars().take(1).collect();
-    directory.with_file_name(first).with_extension(LOCK)
+/// The right to make one template. Its file goes with it.
+#[derive(Debug)]
+pub struct MakerLock {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl MakerLock {
+    fn try_acquire(path: PathBuf) -> io::Result<Option<Self>> {
+        let lock = Lock::try_acquire_removable(&path)?;
+        Ok(lock.map(|lock| Self { path, _lock: lock }))
+    }
+}
+
+impl Drop for MakerLock {
+    fn drop(&mut self) {
+        // While the lock is held; what stays is met again by the next command.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// Removes a template or a maker's directory unless somebody uses it.
 fn remove_unused(path: &Path) -> Option<Usage> {
     // A maker holds the lock beside its directory, a user the directory itself.
     let _maker = match path.extension() {
-        Some(_) => Some(Lock::try_acquire(&lock_of(path)).ok()??),
+        Some(_) => Some(MakerLock::try_acquire(path.with_extension(LOCK)).ok()??),
         None => None,
     };
     let _unused = Lock::try_acquire_dir(path).ok()??;
@@ -221,7 +242,7 @@ mod tests {
         assert!(store.find(&key).is_none());
         store.publish(&key).unwrap().unwrap();
         drop(lock);
-        assert_eq!(std::fs::read_dir(&store.directory).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(&store.directory).unwrap().count(), 1);
     }
 
     #[test]
@@ -232,8 +253,9 @@ mod tests {
         std::fs::create_dir(store.directory.join("dead.making")).unwrap();
         let usage = store.usage();
         std::fs::create_dir(store.directory.join("killed.making")).unwrap();
+        std::fs::write(store.directory.join("killed.lock"), "").unwrap();
         store.sweep();
-        assert!(!store.directory.join("killed.making").exists());
+        assert!(store.entries().iter().all(|path| path.extension().is_none()), "{:?}", store.entries());
         std::fs::create_dir(store.directory.join("dead.making")).unwrap();
         assert!(usage.count == 3 && usage.reclaimable < usage.bytes, "{usage:?}");
         assert_eq!(store.prune().count, 2);
