@@ -1,7 +1,7 @@
 //! The raw file or host block device behind a disk: executes requests, one after the other.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
@@ -12,8 +12,8 @@ use super::mapped::MappedDisk;
 use super::request::{ByteRange, Request, SERIAL_BYTES};
 use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
-/// Zeroes written at once where the host cannot zero a range by itself.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// Written again and again where the host cannot zero a range by itself.
+static ZEROES: [u8; 4096] = [0; 4096];
 
 /// The file, and how its serial number reads.
 pub struct Backend {
@@ -121,8 +121,12 @@ impl Backend {
         let mode = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match self.fallocate(range, mode) {
             Err(Errno::OPNOTSUPP) => transfer(range, |_, len, offset| {
-                let zeroes = ZEROES.get(..len).unwrap_or(&ZEROES);
-                self.file.write_at(zeroes, offset)
+                let tail = ZEROES.get(..len).unwrap_or(&ZEROES);
+                let pages = [IoSlice::new(&ZEROES); 16];
+                match pages.get(..len / ZEROES.len()).unwrap_or(&pages) {
+                    [] => self.file.write_at(tail, offset),
+                    pages => Ok(rustix::io::pwritev(&self.file, pages, offset)?),
+                }
             }),
             result => Ok(result?),
         }
