@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::container_args::{
+    AttachArgs, ConsoleArgs, ContainersArgs, EventsArgs, ExecArgs, InspectContainerArgs, KillArgs, LogsArgs,
+    PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
+};
+use crate::keep_command::KeepArgs;
 use crate::output::Format;
 use crate::run_options::RunArgs;
 
@@ -24,6 +29,46 @@ pub struct Cli {
 pub enum Command {
     /// Run a command in a new container
     Run(Box<RunArgs>),
+    /// Make a container without starting it
+    Create(Box<RunArgs>),
+    /// Start containers
+    Start(StartArgs),
+    /// Ask containers to end
+    Stop(StopArgs),
+    /// Stop and start containers
+    Restart(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Stop the processors of containers
+    Pause(ContainersArgs),
+    /// Let the processors go on
+    Unpause(ContainersArgs),
+    /// Wait for the end of containers and print their exit codes
+    Wait(ContainersArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// Give a container another name
+    Rename(RenameArgs),
+    /// List containers
+    Ps(PsArgs),
+    /// Show all that is known of containers or images, as JSON
+    Inspect(InspectContainerArgs),
+    /// Run one more command in a container
+    Exec(ExecArgs),
+    /// Stay with a running container
+    Attach(AttachArgs),
+    /// Show what a container wrote
+    Logs(LogsArgs),
+    /// Show what a container's kernel wrote
+    Console(ConsoleArgs),
+    /// Show what happens, as it happens
+    Events(EventsArgs),
+    /// Look after containers
+    #[command(subcommand)]
+    Container(ContainerCommand),
+    /// Write files for other programs
+    #[command(subcommand)]
+    Generate(GenerateCommand),
     /// Fetch an image
     Pull(PullArgs),
     /// List images
@@ -40,6 +85,26 @@ pub enum Command {
     Doctor(FormatArgs),
     /// Show versions
     Version(FormatArgs),
+    /// Own a running container; not for people
+    #[command(hide = true)]
+    Keep(KeepArgs),
+}
+
+/// `lighter container ...`
+#[derive(Subcommand)]
+pub enum ContainerCommand {
+    /// Remove all that do not run
+    Prune(PruneContainersArgs),
+    /// List containers
+    #[command(visible_alias = "list")]
+    Ls(PsArgs),
+}
+
+/// `lighter generate ...`
+#[derive(Subcommand)]
+pub enum GenerateCommand {
+    /// A unit that starts a container with the host
+    Systemd(SystemdArgs),
 }
 
 /// `lighter image ...`

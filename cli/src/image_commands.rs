@@ -1,7 +1,5 @@
 //! `lighter pull`, `images`, `rmi` and `image inspect`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use anyhow::Context as _;
 use engine::dirs::Dirs;
 use images::pull::PullPolicy;
@@ -11,6 +9,7 @@ use serde_json::json;
 use crate::args::{InspectArgs, ListArgs, PullArgs, RemoveArgs};
 use crate::output::{self, Format};
 use crate::progress::Bars;
+use crate::times::age;
 
 /// Fetches an image and prints its name.
 pub fn pull(dirs: &Dirs, args: &PullArgs) -> anyhow::Result<()> {
@@ -45,13 +44,11 @@ pub fn list(dirs: &Dirs, args: &ListArgs) -> anyhow::Result<()> {
     }
     let mut table = output::table(&["NAME", "ID", "PLATFORM", "PULLED", "SIZE"]);
     for image in &images {
-        let pulled = UNIX_EPOCH + Duration::from_secs(image.pulled_at);
-        let age = SystemTime::now().duration_since(pulled).unwrap_or_default();
         table.add_row([
             familiar(&image.name),
             id(image),
             image.platform.clone(),
-            human_age(age),
+            format!("{} ago", age(image.pulled_at.saturating_mul(1_000_000_000))),
             output::human_size(image.size),
         ]);
     }
@@ -91,7 +88,8 @@ pub fn inspect(dirs: &Dirs, args: &InspectArgs) -> anyhow::Result<()> {
     output::print_table(&table)
 }
 
-fn described(image: &Image) -> serde_json::Value {
+/// All that is known of an image.
+pub fn described(image: &Image) -> serde_json::Value {
     let layers: Vec<_> = image
         .layers()
         .iter()
@@ -109,36 +107,16 @@ fn described(image: &Image) -> serde_json::Value {
 }
 
 /// The name as people type it.
-fn familiar(name: &str) -> String {
+pub fn familiar(name: &str) -> String {
     match name.parse::<ImageSource>() {
         Ok(ImageSource::Registry(reference)) => reference.familiar(),
         _ => name.to_owned(),
     }
 }
 
-fn human_age(age: Duration) -> String {
-    let seconds = age.as_secs();
-    let (number, unit) = match seconds {
-        0..60 => (seconds, "second"),
-        60..3600 => (seconds / 60, "minute"),
-        3600..86_400 => (seconds / 3600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    format!("{number} {unit}{} ago", if number == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_one_unit() {
-        let cases =
-            [(1, "1 second ago"), (119, "1 minute ago"), (7200, "2 hours ago"), (200_000, "2 days ago")];
-        for (seconds, text) in cases {
-            assert_eq!(human_age(Duration::from_secs(seconds)), text);
-        }
-    }
 
     #[test]
     fn names_are_shown_as_people_type_them() {

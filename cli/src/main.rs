@@ -1,25 +1,36 @@
 //! The `lighter` command: a container image in its own microVM.
 
 mod args;
+mod container_args;
+mod container_view;
 mod doctor;
+mod generate_commands;
 mod image_commands;
+mod keep_command;
+mod lifecycle_commands;
+mod lifetime_options;
+mod list_commands;
+mod log_commands;
 mod output;
 mod progress;
-mod run_command;
 mod run_options;
+mod session_commands;
 mod system_commands;
+mod template_format;
+mod times;
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use engine::dirs::Dirs;
+use engine::keeper::protocol::Request;
 use engine::network::Network;
 use engine::session::outcome::EXIT_FAILURE;
 use engine::template::TemplateStore;
 use engine::trace::Trace;
 
-use args::{Cli, Command, ImageCommand, SystemCommand};
+use args::{Cli, Command, ContainerCommand, GenerateCommand, ImageCommand, SystemCommand};
 
 fn main() -> ExitCode {
     let trace = Trace::start();
@@ -46,9 +57,42 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         return doctor::run(&dirs, options);
     }
     dirs.create()?;
+    if let Command::Keep(options) = &cli.command {
+        keep_command::keep(&dirs, options, trace)?;
+        return Ok(0);
+    }
     sweep(&dirs)?;
     match cli.command {
-        Command::Run(options) => return run_command::run(&dirs, *options, trace),
+        Command::Run(options) => return session_commands::run(&dirs, *options, trace),
+        Command::Create(options) => return lifecycle_commands::create(&dirs, *options, trace),
+        Command::Start(options) => return session_commands::start(&dirs, &options),
+        Command::Stop(options) => return lifecycle_commands::stop(&dirs, &options),
+        Command::Restart(options) => return lifecycle_commands::restart(&dirs, &options),
+        Command::Kill(options) => return lifecycle_commands::kill(&dirs, &options),
+        Command::Pause(options) => {
+            return lifecycle_commands::pause(&dirs, &options.containers, &Request::Pause);
+        }
+        Command::Unpause(options) => {
+            return lifecycle_commands::pause(&dirs, &options.containers, &Request::Unpause);
+        }
+        Command::Wait(options) => return lifecycle_commands::wait(&dirs, &options.containers),
+        Command::Rm(options) => return lifecycle_commands::remove(&dirs, &options),
+        Command::Rename(options) => lifecycle_commands::rename(&dirs, &options)?,
+        Command::Ps(options) | Command::Container(ContainerCommand::Ls(options)) => {
+            list_commands::ps(&dirs, &options)?;
+        }
+        Command::Inspect(options) => list_commands::inspect(&dirs, &options)?,
+        Command::Exec(options) => return session_commands::exec(&dirs, options),
+        Command::Attach(options) => return session_commands::attach(&dirs, &options),
+        Command::Logs(options) => log_commands::logs(&dirs, &options)?,
+        Command::Console(options) => log_commands::console(&dirs, &options)?,
+        Command::Events(options) => log_commands::events(&dirs, &options)?,
+        Command::Container(ContainerCommand::Prune(options)) => {
+            system_commands::prune_containers(&dirs, &options)?;
+        }
+        Command::Generate(GenerateCommand::Systemd(options)) => {
+            generate_commands::systemd(&dirs, &options)?;
+        }
         Command::Pull(options) => image_commands::pull(&dirs, &options)?,
         Command::Images(options) => image_commands::list(&dirs, &options)?,
         Command::Rmi(options) => image_commands::remove(&dirs, &options)?,
@@ -56,7 +100,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
-        Command::Doctor(_) => {}
+        Command::Doctor(_) | Command::Keep(_) => {}
     }
     Ok(0)
 }

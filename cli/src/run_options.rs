@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
+use engine::container::spec::{Lifetime, MachineSpec, RestartPolicy};
 use engine::plan::PlanOptions;
 use engine::plan::environment::EnvironmentOptions;
 use engine::plan::resources;
@@ -13,15 +14,33 @@ use images::pull::{PullOptions, PullPolicy};
 use images::registry::RegistryOptions;
 
 use crate::args::RegistryArgs;
+use crate::lifecycle_commands::labels;
+use crate::lifetime_options::LifetimeArgs;
 use crate::output::Format;
 
 /// `lighter run`
 #[derive(Args)]
 #[command(override_usage = "lighter run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
 pub struct RunArgs {
-    /// Leave nothing of the container when it ends
+    /// Remove the container when it ends
     #[arg(long)]
     pub rm: bool,
+    /// Do not stay with it: print its ID when its process runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keys that leave it running
+    #[arg(long, value_name = "KEYS", default_value = engine::session::detach::DEFAULT)]
+    pub detach_keys: String,
+    /// Hand signals on
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// Write the ID to a new file
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// When it begins, ends and begins again.
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
     /// Pass stdin on
     #[arg(short, long)]
     pub interactive: bool,
@@ -188,27 +207,46 @@ impl RunArgs {
             no_new_privileges: no_new_privileges(&self.security_opt)?,
             dns: self.dns,
             extra_hosts: self.add_host.iter().map(|text| add_host(text)).collect::<Result<_, _>>()?,
+            stop_signal: self.lifetime.stop_signal.clone(),
         };
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
             pull: self.registry.pull_options(policy)?,
             plan,
             name: self.name,
-            remove: self.rm,
-            memory_mib,
-            vcpus,
-            kernel: self.kernel,
-            initrd: self.initrd,
-            kernel_args: self.kernel_arg,
+            machine: MachineSpec {
+                memory_mib,
+                vcpus,
+                kernel: self.kernel.map(absolute),
+                initrd: self.initrd.map(absolute),
+                kernel_args: self.kernel_arg,
+                cold: self.cold,
+            },
             network: match self.network {
                 None => NetworkChoice::Auto,
                 Some(NetworkMode::Bridge) => NetworkChoice::Bridge,
                 Some(NetworkMode::None) => NetworkChoice::None,
             },
-            cold: self.cold,
+            lifetime: Lifetime {
+                remove: self.rm,
+                stdin_once: self.interactive && !self.detach,
+                ..self.lifetime.lifetime()?
+            },
+            health: self.lifetime.health()?,
+            labels: labels(&self.lifetime.label),
+            log: self.lifetime.log()?,
         };
+        ensure!(
+            !(options.lifetime.remove && options.lifetime.restart != RestartPolicy::No),
+            "--rm and --restart exclude each other: what is removed cannot be started again"
+        );
         Ok((options, notices))
     }
+}
+
+/// The same file from any working directory: a container may be started again from another one.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// The caller's terminal, or what a terminal without a size is taken for.

@@ -9,6 +9,8 @@ use images::Store;
 use serde_json::json;
 
 use crate::args::PruneArgs;
+use crate::container_args::PruneContainersArgs;
+use crate::lifecycle_commands;
 use crate::output::{self, Format};
 
 /// What takes disk space.
@@ -39,19 +41,35 @@ pub fn disk_usage(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
     output::print_table(&table)
 }
 
+/// Asks before something is removed, unless told not to.
+fn confirm(force: bool, verb: &str, question: &str) -> anyhow::Result<()> {
+    if force {
+        return Ok(());
+    }
+    ensure!(std::io::stdin().is_terminal(), "`lighter {verb}` asks first; use --force where nobody answers");
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    ensure!(answer.trim().eq_ignore_ascii_case("y"), "nothing was removed");
+    Ok(())
+}
+
+/// `lighter container prune`
+pub fn prune_containers(dirs: &Dirs, args: &PruneContainersArgs) -> anyhow::Result<()> {
+    confirm(args.force, "container prune", "Remove all containers that do not run?")?;
+    let removed = lifecycle_commands::prune(dirs)?;
+    output::print(&removed.iter().map(|id| format!("{id}\n")).collect::<String>())
+}
+
 /// Removes what no image needs.
 pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
-    if !args.force {
-        ensure!(
-            std::io::stdin().is_terminal(),
-            "`lighter system prune` asks first; use --force where nobody answers"
-        );
-        eprint!("Remove unfinished downloads, templates and everything that no image needs? [y/N] ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
-        ensure!(answer.trim().eq_ignore_ascii_case("y"), "nothing was removed");
-    }
+    confirm(
+        args.force,
+        "system prune",
+        "Remove containers that do not run, unfinished downloads, templates and everything that no image needs?",
+    )?;
+    let containers = lifecycle_commands::prune(dirs)?;
     let collected = Store::open(&dirs.data)?.prune()?;
     let templates = TemplateStore::new(dirs).prune();
     if collected.deferred {
@@ -59,10 +77,11 @@ pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
     }
     match args.format {
         Format::Json => output::print_json(
-            &json!({"schema": "lighter.prune.v1", "removed": collected, "templates": templates}),
+            &json!({"schema": "lighter.prune.v1", "removed": collected, "templates": templates, "containers": containers}),
         ),
         Format::Table => output::print(&format!(
-            "removed {} files and {} templates, {}\n",
+            "removed {} containers, {} files and {} templates, {}\n",
+            containers.len(),
             collected.files,
             templates.count,
             output::human_size(collected.bytes + templates.bytes)

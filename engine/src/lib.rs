@@ -1,19 +1,24 @@
 //! Containers: their state on disk, their network, and the run of one from image to exit status.
 //!
 //! ```text
-//! run: resolve ─► pull ─► root filesystem ─► disks ─► network ─► VMM process ─► agent's session ─► exit status
+//! run:    resolve ─► pull ─► root filesystem ─► template ─► container ─► keeper ─► caller's session ─► exit status
+//! keeper: disks ─► network ─► VMM process ─► agent's session ─► state, log, clients
 //! ```
 //!
-//! Synchronous: one thread, one poll loop per container. Only the bridge's set-up talks netlink through a small
-//! runtime of its own.
+//! No daemon: each running container has a keeper of its own, a process with one thread and one poll loop. Only the
+//! bridge's set-up talks netlink through a small runtime of its own.
 
 pub mod carried;
 pub mod container;
 pub mod dirs;
 pub mod doctor;
 pub mod error;
+pub mod events;
+pub mod exec;
+pub mod keeper;
 pub mod kernel;
 pub mod lock;
+pub mod log;
 pub mod network;
 pub mod plan;
 pub mod process;
@@ -24,4 +29,4 @@ pub mod text;
 pub mod trace;
 
 pub use agent_protocol::PROTOCOL_VERSION;
-pub use agent_protocol::message::TerminalSize;
+pub use agent_protocol::message::{HostMessage, TerminalSize};

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -47,6 +48,16 @@ impl Lock {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// A lock that the parent process took.
+    pub fn of_inherited(fd: OwnedFd) -> Self {
+        Self { _file: fd.into() }
+    }
+
+    /// Its descriptor, for a child process to inherit.
+    pub fn fd(&self) -> RawFd {
+        self._file.as_raw_fd()
     }
 
     fn try_lock(file: File) -> io::Result<Option<Self>> {

@@ -7,7 +7,9 @@ use serde::Serialize;
 #[derive(Clone, Debug)]
 pub struct Trace {
     start_ns: u64,
-    ends: Vec<(&'static str, u64)>,
+    ends: Vec<(String, u64)>,
+    /// Processor time of others who worked on this start, in ns.
+    others_cpu_ns: u64,
 }
 
 /// A finished trace.
@@ -19,7 +21,7 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// The sum of the phases.
     pub total_ms: f64,
-    /// Processor time of this process so far, without its VMM.
+    /// Processor time of lighter's processes so far, without the VMM.
     pub cpu_ms: f64,
 }
 
@@ -27,7 +29,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Phase {
     /// `resolve`, `pull`, ...
-    pub name: &'static str,
+    pub name: String,
     /// How long it took.
     pub ms: f64,
 }
@@ -35,19 +37,30 @@ pub struct Phase {
 impl Trace {
     /// Begins now.
     pub fn start() -> Self {
-        Self { start_ns: monotonic_ns(), ends: Vec::new() }
+        Self { start_ns: monotonic_ns(), ends: Vec::new(), others_cpu_ns: 0 }
     }
 
     /// The phase `name` ends now.
-    pub fn end(&mut self, name: &'static str) {
+    pub fn end(&mut self, name: &str) {
         self.end_at(name, monotonic_ns());
     }
 
     /// The phase `name` ended at `ns`. A time outside what was and what is possible is moved to its edge: some come
     /// from another process or from the guest.
-    pub fn end_at(&mut self, name: &'static str, ns: u64) {
+    pub fn end_at(&mut self, name: &str, ns: u64) {
         let begin = self.ends.last().map_or(self.start_ns, |(_, end)| *end);
-        self.ends.push((name, ns.min(monotonic_ns()).max(begin)));
+        self.ends.push((name.to_owned(), ns.min(monotonic_ns()).max(begin)));
+    }
+
+    /// Goes on with the phases `ends` of another process, which took `cpu_ns` of processor time.
+    pub fn take_over(&mut self, ends: Vec<(String, u64)>, cpu_ns: u64) {
+        ends.iter().for_each(|(name, ns)| self.end_at(name, *ns));
+        self.others_cpu_ns += cpu_ns;
+    }
+
+    /// Ends of the phases and processor time, for another process to take over.
+    pub fn hand_over(&self) -> (Vec<(String, u64)>, u64) {
+        (self.ends.clone(), nanoseconds(ClockId::ProcessCPUTime))
     }
 
     /// The phases so far.
@@ -56,10 +69,10 @@ impl Trace {
         let mut begin = self.start_ns;
         let mut phases = Vec::new();
         for (name, end) in &self.ends {
-            phases.push(Phase { name, ms: ms(begin, *end) });
+            phases.push(Phase { name: name.clone(), ms: ms(begin, *end) });
             begin = *end;
         }
-        let cpu_ms = ms(0, nanoseconds(ClockId::ProcessCPUTime));
+        let cpu_ms = ms(0, nanoseconds(ClockId::ProcessCPUTime) + self.others_cpu_ns);
         Report { schema: "lighter.trace.v1", phases, total_ms: ms(self.start_ns, begin), cpu_ms }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// 48 random bits as 12 hexadecimal digits, the short form that Docker shows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash, Serialize)]
 pub struct ContainerId(String);
 
 impl ContainerId {
@@ -11,6 +13,12 @@ impl ContainerId {
     pub fn random() -> Self {
         let [a, b, c, d, e, f, ..] = random();
         Self(format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}"))
+    }
+
+    /// The ID that [`ContainerId::as_str`] gave.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (text.len() == 12 && digits).then(|| Self(text.to_owned()))
     }
 
     /// As written in paths and tables.

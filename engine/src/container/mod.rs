@@ -1,25 +1,33 @@
-//! A container's place on the host while it runs, and who owns it.
+//! A container's place on the host, and who owns it.
 //!
 //! ```text
-//! create ──► Container (holds two flocks) ── drop ──► files removed
-//!                 └── the process dies ──► flocks free ──► the next command's sweep removes the files
+//! reserve ──► Container (holds two flocks) ── keep ──► spec.json, state.json: stays ── remove ──► files removed
+//!    or open       └── the process dies ──► flocks free ──► the next command's sweep: it has ended, or never was
 //! ```
 //!
-//! Its files are in two directories, `containers/ID` below the run directory (lock, socket, logs) and below the
-//! data directory (disks). The owner holds a flock on `lock` in the first and on the second directory itself, so
-//! installations that share only one of the two never take each other's containers for dead.
+//! Its files are in two directories, `containers/ID` below the run directory (lock, sockets, only while somebody owns
+//! it) and below the data directory (specification, state, disk, log). The owner holds a flock on `lock` in the first
+//! and on the second directory itself, so installations that share only one of the two never take each other's
+//! containers for dead.
 
 pub mod id;
 pub mod leftover;
+pub mod record;
+pub mod spec;
+pub mod state;
 pub mod sweep;
 
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::dirs::Dirs;
 use crate::lock::Lock;
 use id::ContainerId;
+use record::write_json;
+use spec::ContainerSpec;
+use state::State;
 
 /// Longest path of a Unix socket, without its final zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -52,6 +60,12 @@ pub enum ContainerError {
         /// Length of the longest socket path.
         length: usize,
     },
+    /// Its owner is at work.
+    #[error("container {id} is in use: it runs, or another command works on it")]
+    Busy {
+        /// The container.
+        id: String,
+    },
     /// The file system refused something.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -64,46 +78,109 @@ pub enum ContainerError {
     },
 }
 
-/// The place of one container, removed on drop.
+/// The place of one container, ours alone. What was not kept is removed on drop.
 #[derive(Debug)]
 pub struct Container {
     /// Its identity.
     pub id: ContainerId,
-    /// The name that the user gave or that was invented.
-    pub name: String,
     run: PathBuf,
     data: PathBuf,
-    keep_data: bool,
-    _locks: [Lock; 2],
+    kept: bool,
+    bequeathed: bool,
+    locks: [Lock; 2],
 }
 
 impl Container {
     /// Makes the place of the new container `id`. Without `name` one is invented.
-    pub fn create(dirs: &Dirs, id: ContainerId, name: Option<&str>) -> Result<Self, ContainerError> {
+    pub fn reserve(dirs: &Dirs, id: ContainerId, name: Option<&str>) -> Result<Self, ContainerError> {
         if let Some(name) = name.filter(|name| !id::is_name(name)) {
             return Err(ContainerError::Name(name.to_owned()));
         }
         let _table = Table::lock(dirs)?;
         let name = free_name(dirs, name)?;
-        let run = Table::run(dirs).join(id.as_str());
+        let container = Self::take(dirs, id, false)?;
+        let path = container.data.join("name");
+        std::fs::write(&path, name).map_err(file("write", &path))?;
+        Ok(container)
+    }
+
+    /// Makes a place for a machine that is no container: it has no name, and nobody sees it.
+    pub fn nameless(dirs: &Dirs) -> Result<Self, ContainerError> {
+        let _table = Table::lock(dirs)?;
+        Self::take(dirs, ContainerId::random(), false)
+    }
+
+    /// Becomes the owner of a container that was kept.
+    pub fn open(dirs: &Dirs, id: &ContainerId) -> Result<Self, ContainerError> {
+        let _table = Table::lock(dirs)?;
         let data = Table::data(dirs).join(id.as_str());
+        std::fs::metadata(data.join("state.json")).map_err(file("find", &data))?;
+        Self::take(dirs, id.clone(), true)
+    }
+
+    /// Goes on as the owner that its parent process was, whose locks it has inherited.
+    pub fn inherit(dirs: &Dirs, id: ContainerId, locks: [OwnedFd; 2]) -> Self {
+        let (run, data) = places(dirs, &id);
+        Self { id, run, data, kept: true, bequeathed: false, locks: locks.map(Lock::of_inherited) }
+    }
+
+    /// The table is locked.
+    fn take(dirs: &Dirs, id: ContainerId, kept: bool) -> Result<Self, ContainerError> {
+        let (run, data) = places(dirs, &id);
         let length = run.join("v.sock_4294967295").as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(ContainerError::LongPath { path: dirs.run.clone(), length });
         }
-        make_dir(&run)?;
         let lock = |result: io::Result<Option<Lock>>, path: &Path| match result {
             Ok(Some(lock)) => Ok(lock),
-            Ok(None) => Err(file("lock", path)(io::ErrorKind::WouldBlock.into())),
+            Ok(None) => Err(ContainerError::Busy { id: id.as_str().to_owned() }),
             Err(source) => Err(file("lock", path)(source)),
         };
-        let run_lock = lock(Lock::try_acquire(&run.join("lock")), &run.join("lock"))?;
         make_dir(&data)?;
         let data_lock = lock(Lock::try_acquire_dir(&data), &data)?;
-        let container = Self { id, name, run, data, keep_data: false, _locks: [run_lock, data_lock] };
-        std::fs::write(container.run.join("name"), &container.name)
-            .map_err(file("write", &container.run.join("name")))?;
-        Ok(container)
+        make_dir(&run)?;
+        let run_lock = lock(Lock::try_acquire(&run.join("lock")), &run.join("lock"))?;
+        Ok(Self { id, run, data, kept, bequeathed: false, locks: [run_lock, data_lock] })
+    }
+
+    /// Writes down what it is. It stays once its state is saved.
+    pub fn describe(&self, spec: &ContainerSpec) -> Result<(), ContainerError> {
+        let path = self.data.join("spec.json");
+        write_json(&path, spec).map_err(file("write", &path))
+    }
+
+    /// Makes it stay, as what `spec` says.
+    pub fn keep(&mut self, spec: &ContainerSpec, state: &State) -> Result<(), ContainerError> {
+        self.describe(spec)?;
+        self.save(state)?;
+        self.kept = true;
+        Ok(())
+    }
+
+    /// Notes what has become of it.
+    pub fn save(&self, state: &State) -> Result<(), ContainerError> {
+        let path = self.data.join("state.json");
+        write_json(&path, state).map_err(file("write", &path))
+    }
+
+    /// Removes it with everything in it on drop.
+    pub fn remove(mut self) {
+        self.kept = false;
+    }
+
+    /// Leaves it to a child process that has inherited its locks.
+    pub fn bequeath(mut self) {
+        self.bequeathed = true;
+    }
+
+    /// Its locks, as descriptors that a child process may inherit.
+    pub fn lock_fds(&self) -> [RawFd; 2] {
+        self.locks.each_ref().map(Lock::fd)
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The vsock device's socket.
@@ -116,9 +193,19 @@ impl Container {
         self.run.join("control.sock")
     }
 
+    /// The keeper's socket.
+    pub fn keeper(&self) -> PathBuf {
+        self.run.join("keeper.sock")
+    }
+
+    /// What the keeper says on its stderr.
+    pub fn keeper_log(&self) -> PathBuf {
+        self.data.join("keeper.log")
+    }
+
     /// The guest's console.
     pub fn console_log(&self) -> PathBuf {
-        self.run.join("console.log")
+        self.data.join("console.log")
     }
 
     /// What the VMM process says on its stderr.
@@ -131,26 +218,48 @@ impl Container {
         self.data.join("disk.ext4")
     }
 
+    /// What the process writes.
+    pub fn log(&self) -> PathBuf {
+        self.data.join("log")
+    }
+
     /// Remembers the VMM process for a sweep.
     pub fn record_vmm(&self, pid: u32) -> Result<(), ContainerError> {
         let path = self.run.join("vmm.pid");
         leftover::record(&path, pid).map_err(file("write", &path))
     }
-
-    /// Leaves the disk for whoever wants to look at it; the next command's sweep removes it.
-    pub fn keep_data(&mut self) {
-        self.keep_data = true;
-    }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
+        if self.bequeathed {
+            return;
+        }
         // A failure leaves something to the next sweep, which has the same means.
-        if !self.keep_data {
+        if !self.kept {
             let _ = std::fs::remove_dir_all(&self.data);
         }
         let _ = std::fs::remove_dir_all(&self.run);
     }
+}
+
+/// Gives the container another name.
+pub fn rename(dirs: &Dirs, id: &ContainerId, name: &str) -> Result<(), ContainerError> {
+    if !id::is_name(name) {
+        return Err(ContainerError::Name(name.to_owned()));
+    }
+    let _table = Table::lock(dirs)?;
+    let name = free_name(dirs, Some(name))?;
+    let path = Table::data(dirs).join(id.as_str()).join("name");
+    let partial = path.with_extension("new");
+    std::fs::write(&partial, name)
+        .and_then(|()| std::fs::rename(&partial, &path))
+        .map_err(file("write", &path))
+}
+
+/// Run and data directory of `id`.
+fn places(dirs: &Dirs, id: &ContainerId) -> (PathBuf, PathBuf) {
+    (Table::run(dirs).join(id.as_str()), Table::data(dirs).join(id.as_str()))
 }
 
 /// The directories of all containers, locked: nobody creates and nobody sweeps.
@@ -179,16 +288,8 @@ impl Table {
 
 /// The wanted name if nobody has it, else an invented one. The table is locked.
 fn free_name(dirs: &Dirs, wanted: Option<&str>) -> Result<String, ContainerError> {
-    let directory = Table::run(dirs);
-    let entries = std::fs::read_dir(&directory).map_err(file("list", &directory))?;
-    let taken: Vec<(String, String)> = entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
-            Some((name, entry.file_name().to_string_lossy().into_owned()))
-        })
-        .collect();
-    let owner = |name: &str| taken.iter().find(|(other, _)| other == name).map(|(_, id)| id.clone());
+    let taken = record::names(dirs);
+    let owner = |name: &str| taken.iter().find(|(_, other)| other == name).map(|(id, _)| id.clone());
     match wanted {
         Some(name) => match owner(name) {
             Some(id) => Err(ContainerError::NameTaken { name: name.to_owned(), id }),
@@ -226,10 +327,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_exists_while_its_owner_lives() {
+    fn a_place_that_is_not_kept_exists_while_its_owner_lives() {
         let base = tempfile::tempdir().unwrap();
         let dirs = test_dirs(base.path());
-        let container = Container::create(&dirs, ContainerId::random(), Some("barge")).unwrap();
+        let container = Container::reserve(&dirs, ContainerId::random(), Some("barge")).unwrap();
         assert!(container.vsock().parent().unwrap().is_dir() && container.disk().parent().unwrap().is_dir());
         drop(container);
         assert_eq!(std::fs::read_dir(Table::run(&dirs)).unwrap().count(), 0);
@@ -237,14 +338,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_can_be_found_opened_once_at_a_time_and_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let dirs = test_dirs(base.path());
+        let mut container = Container::reserve(&dirs, ContainerId::random(), Some("barge")).unwrap();
+        let id = container.id.clone();
+        container.keep(&spec::tests::example(&id), &State::default()).unwrap();
+        drop(container);
+        assert_eq!(record::find(&dirs, "barge").unwrap().spec.id, id);
+        assert_eq!(record::find(&dirs, &id.as_str()[..5]).unwrap().name, "barge");
+        assert!(record::find(&dirs, "bar").is_err());
+        let open = Container::open(&dirs, &id).unwrap();
+        assert!(matches!(Container::open(&dirs, &id), Err(ContainerError::Busy { .. })));
+        rename(&dirs, &id, "ferry").unwrap();
+        assert!(record::find(&dirs, "ferry").is_ok() && record::find(&dirs, "barge").is_err());
+        open.remove();
+        assert!(record::list(&dirs).is_empty() && Container::open(&dirs, &id).is_err());
+    }
+
+    #[test]
     fn a_name_belongs_to_one_container_at_a_time() {
         let base = tempfile::tempdir().unwrap();
         let dirs = test_dirs(base.path());
-        let first = Container::create(&dirs, ContainerId::random(), Some("barge")).unwrap();
-        let second = Container::create(&dirs, ContainerId::random(), Some("barge"));
+        let first = Container::reserve(&dirs, ContainerId::random(), Some("barge")).unwrap();
+        let second = Container::reserve(&dirs, ContainerId::random(), Some("barge"));
         assert!(matches!(second, Err(ContainerError::NameTaken { .. })));
         drop(first);
-        Container::create(&dirs, ContainerId::random(), Some("barge")).unwrap();
+        Container::reserve(&dirs, ContainerId::random(), Some("barge")).unwrap();
     }
 
     #[test]
@@ -252,12 +372,12 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dirs = test_dirs(base.path());
         assert!(matches!(
-            Container::create(&dirs, ContainerId::random(), Some("../x")),
+            Container::reserve(&dirs, ContainerId::random(), Some("../x")),
             Err(ContainerError::Name(_))
         ));
         let long = test_dirs(&base.path().join("x".repeat(100)));
         assert!(matches!(
-            Container::create(&long, ContainerId::random(), None),
+            Container::reserve(&long, ContainerId::random(), None),
             Err(ContainerError::LongPath { .. })
         ));
     }

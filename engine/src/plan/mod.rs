@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use agent_protocol::message::{ContainerPlan, NetworkPlan, ProcessPlan, RootPlan, TerminalSize};
 use oci_spec::image::Config;
+use serde::{Deserialize, Serialize};
 
 use environment::EnvironmentOptions;
 
@@ -61,6 +62,8 @@ pub struct PlanOptions {
     pub dns: Vec<IpAddr>,
     /// `--add-host`: address and name.
     pub extra_hosts: Vec<(String, String)>,
+    /// `--stop-signal`
+    pub stop_signal: Option<String>,
 }
 
 /// Why no plan can be made.
@@ -82,7 +85,7 @@ pub enum PlanError {
     #[error("the working directory {0:?} is not absolute: write it from the root, for example -w /srv")]
     Workdir(String),
     /// The image's stop signal is none.
-    #[error("the image's stop signal {0:?} is no signal")]
+    #[error("the stop signal {0:?} is no signal: write a name such as SIGTERM, or a number")]
     StopSignal(String),
     /// The environment.
     #[error(transparent)]
@@ -96,7 +99,7 @@ pub enum PlanError {
 }
 
 /// A plan whose network is still to be filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Plan {
     process: ProcessPlan,
     hostname: String,
@@ -153,7 +156,8 @@ impl Plan {
             )?,
             no_new_privs: options.no_new_privileges,
         };
-        let stop_signal = match config.stop_signal().as_deref().filter(|signal| !signal.is_empty()) {
+        let from_image = config.stop_signal().as_deref().filter(|signal| !signal.is_empty());
+        let stop_signal = match options.stop_signal.as_deref().or(from_image) {
             None => DEFAULT_STOP_SIGNAL,
             Some(text) => stop_signal::parse(text).ok_or_else(|| PlanError::StopSignal(text.to_owned()))?,
         };
@@ -178,6 +182,23 @@ impl Plan {
             image_device: IMAGE_DEVICE.to_owned(),
             writable_device: self.writable().then(|| WRITABLE_DEVICE.to_owned()),
         }
+    }
+
+    /// The main process.
+    pub fn process(&self) -> &ProcessPlan {
+        &self.process
+    }
+
+    /// Gives the process's terminal, if it has one, the size of a client's.
+    pub fn resize(&mut self, size: TerminalSize) {
+        if let Some(terminal) = &mut self.process.terminal {
+            *terminal = size;
+        }
+    }
+
+    /// The name servers that the user named.
+    pub fn dns(&self) -> &[IpAddr] {
+        &self.dns
     }
 
     /// The name that the container has on its network.

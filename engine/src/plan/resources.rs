@@ -46,7 +46,18 @@ pub enum ResourceError {
 
 /// Parses `--memory` as Docker does: a number and b, k, m or g (optionally followed by b or ib), bytes without.
 pub fn parse_memory(text: &str) -> Result<u32, ResourceError> {
-    let bad = || ResourceError::Memory(text.to_owned());
+    let bytes = parse_size(text).ok_or_else(|| ResourceError::Memory(text.to_owned()))?;
+    let mib = bytes >> 20;
+    let given = text.to_owned();
+    match u32::try_from(mib) {
+        Ok(small) if small < MIN_MEMORY_MIB => Err(ResourceError::TooLittle { given, mib }),
+        Ok(fitting) if mib <= MAX_MEMORY_MIB => Ok(fitting),
+        _ => Err(ResourceError::TooMuch { given, mib }),
+    }
+}
+
+/// A number of bytes, as Docker writes sizes: a number and b, k, m, g or t (optionally followed by b or ib).
+pub fn parse_size(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match lower.get(digits.len()..).unwrap_or_default() {
@@ -55,20 +66,14 @@ pub fn parse_memory(text: &str) -> Result<u32, ResourceError> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return Err(bad()),
+        _ => return None,
     };
-    let number: f64 = digits.trim_end().parse().map_err(|_| bad())?;
+    let number: f64 = digits.trim_end().parse().ok()?;
     if !number.is_finite() || number < 0.0 || digits.starts_with('+') {
-        return Err(bad());
+        return None;
     }
     // A float holds every integer up to 2^53 exactly; the cast saturates.
-    let mib = (number * (1u64 << shift) as f64 / (1u64 << 20) as f64) as u64;
-    let given = text.to_owned();
-    match u32::try_from(mib) {
-        Ok(small) if small < MIN_MEMORY_MIB => Err(ResourceError::TooLittle { given, mib }),
-        Ok(fitting) if mib <= MAX_MEMORY_MIB => Ok(fitting),
-        _ => Err(ResourceError::TooMuch { given, mib }),
-    }
+    Some((number * (1u64 << shift) as f64) as u64)
 }
 
 /// Memory of the VM whose container gets `container_mib`.

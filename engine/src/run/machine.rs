@@ -1,19 +1,26 @@
 //! The machine of a container: its configuration, its disks.
 
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use images::ext4;
 use vmm::config::{BlockEngine, DiskConfig, KernelConfig, NetConfig, RestoreConfig, VmConfig, VsockConfig};
 
 use crate::container::Container;
+use crate::container::spec::ContainerSpec;
+use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::network::Attachment;
-use crate::plan::Plan;
+use crate::plan::{Plan, resources};
+use crate::run::wants_network;
 use crate::template::{Ingredients, Template, copy_sparse};
+use crate::{carried, kernel};
 
 /// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
 const GUEST_CID: u32 = 3;
+
+/// The kernel's root is the agent's disk.
+const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
 
 /// What a machine is made of before it belongs to a container.
 pub struct Machine {
@@ -34,6 +41,26 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The machine of the container that `spec` describes and whose data directory is `data`.
+    pub fn of(spec: &ContainerSpec, dirs: &Dirs, data: &Path) -> Result<Self, RunError> {
+        let options = &spec.machine;
+        let arguments = options.kernel_args.iter().map(String::as_str);
+        let kernel = KernelConfig {
+            path: kernel::find(options.kernel.as_deref(), dirs)?,
+            initrd: options.initrd.as_deref().map(kernel::find_initrd).transpose()?,
+            cmdline: std::iter::once(ROOT_ARGUMENTS).chain(arguments).collect::<Vec<_>>().join(" "),
+        };
+        Ok(Self {
+            program: carried::vmm(dirs)?,
+            agent: carried::agent_disk(dirs)?,
+            kernel,
+            rootfs: data.join(&spec.rootfs),
+            vcpus: options.vcpus,
+            mem_size_mib: resources::vm_memory_mib(options.memory_mib),
+            network: wants_network(spec.network, &|_| ())?,
+        })
+    }
+
     /// What a template of it is made of.
     pub fn ingredients(&self, plan: &Plan) -> Ingredients<'_> {
         Ingredients {
@@ -46,19 +73,27 @@ impl Machine {
         }
     }
 
-    /// Makes the container's writable layer, if it gets one.
+    /// Makes the container's writable layer, if it gets one and has none yet.
     pub fn make_layer(
         &self,
         container: &Container,
         plan: &Plan,
         template: Option<&Template>,
     ) -> Result<(), RunError> {
-        match template {
-            _ if !plan.writable() => Ok(()),
-            Some(template) => copy_sparse(&template.layer(), &container.disk())
-                .map_err(|source| RunError::Host { action: "copy the template's writable layer", source }),
-            None => Ok(ext4::create_writable_layer(&container.disk(), ext4::DEFAULT_SIZE)?),
+        let disk = container.disk();
+        if !plan.writable() || disk.exists() {
+            return Ok(());
         }
+        // Under another name first: half a disk must not be taken for one.
+        let partial = disk.with_extension("new");
+        let host = |action| move |source| RunError::Host { action, source };
+        let _ = std::fs::remove_file(&partial);
+        match template {
+            Some(template) => copy_sparse(&template.layer(), &partial)
+                .map_err(host("copy the template's writable layer"))?,
+            None => ext4::create_writable_layer(&partial, ext4::DEFAULT_SIZE)?,
+        }
+        std::fs::rename(&partial, &disk).map_err(host("name the writable layer"))
     }
 
     /// The VMM's configuration for `container`.
@@ -84,7 +119,7 @@ impl Machine {
             plugged: Default::default(),
             console_log: Some(container.console_log()),
             restore: template.map(|template| RestoreConfig { snapshot: template.snapshot() }),
-            control: None,
+            control: Some(container.control()),
         }
     }
 

@@ -1,36 +1,40 @@
-//! `lighter run`, from the image's name to the end of its process.
+//! `lighter run` and `create`: from the image's name to a container, and to its keeper.
 
-mod machine;
-mod warm;
+pub mod machine;
+pub mod warm;
 
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
-use agent_protocol::HOST_PORT;
 use images::pull::PullOptions;
-use images::{Image, ImageSource, Progress, Store, rootfs};
+use images::{ImageSource, Progress, Store, rootfs};
 use rustix::fs::{Access, access};
-use vmm::config::{KernelConfig, VmConfig};
+use serde::{Deserialize, Serialize};
 
 use crate::container::Container;
 use crate::container::id::ContainerId;
+use crate::container::record::Record;
+use crate::container::spec::{ContainerSpec, HealthSpec, Lifetime, MachineSpec, SCHEMA};
+use crate::container::state::{State, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
-use crate::network::{Attachment, Network, NetworkError, permission};
-use crate::plan::{Plan, PlanOptions, resources};
-use crate::process::VmProcess;
+use crate::events::{Event, emit};
+use crate::keeper::protocol::{Reply, Request};
+use crate::keeper::spawn;
+use crate::log::LogSpec;
+use crate::network::{NetworkError, permission};
+use crate::plan::{Plan, PlanOptions};
+use crate::session::Outcome;
+use crate::session::link::Link;
 use crate::session::signals::Signals;
-use crate::session::{Agent, Outcome, Session, SessionError, Setup, Streams};
-use crate::template::{MakeError, TemplateStore};
+use crate::template::MakeError;
 use crate::trace::Trace;
-use crate::{carried, kernel};
 use machine::Machine;
 
-/// The kernel's root is the agent's disk.
-const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
-
 /// `--network`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum NetworkChoice {
     /// A bridge where this process may make one, else nothing.
     #[default]
@@ -41,7 +45,7 @@ pub enum NetworkChoice {
     None,
 }
 
-/// Everything that `lighter run` was told.
+/// Everything that `lighter run` or `create` was told.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// The image.
@@ -52,22 +56,18 @@ pub struct RunOptions {
     pub plan: PlanOptions,
     /// `--name`
     pub name: Option<String>,
-    /// `--rm`: leave nothing, not even for whoever wants to look at a machine that was lost.
-    pub remove: bool,
-    /// `--memory`: what the container gets.
-    pub memory_mib: u32,
-    /// `--cpus`
-    pub vcpus: u8,
-    /// `--kernel`
-    pub kernel: Option<PathBuf>,
-    /// `--initrd`
-    pub initrd: Option<PathBuf>,
-    /// `--kernel-arg`
-    pub kernel_args: Vec<String>,
+    /// In which machine.
+    pub machine: MachineSpec,
     /// `--network`
     pub network: NetworkChoice,
-    /// `--cold`: boot, neither use nor make a template.
-    pub cold: bool,
+    /// Begin and end.
+    pub lifetime: Lifetime,
+    /// `--health-cmd` and its companions.
+    pub health: Option<HealthSpec>,
+    /// `--label`
+    pub labels: BTreeMap<String, String>,
+    /// `--log-opt`
+    pub log: LogSpec,
 }
 
 /// Who watches a run.
@@ -80,23 +80,22 @@ pub struct Watcher<'a> {
     pub notice: &'a dyn Fn(&str),
 }
 
-/// Runs a container to its end. The calling thread must be the one that lives longest: the VM dies with it.
-pub fn run(
+/// A container that was made and that nobody else sees yet: it is gone when this is dropped.
+pub struct Made {
+    container: Container,
+    spec: ContainerSpec,
+}
+
+/// Makes a container; also the image's template, if this start is to clone it.
+///
+/// The signals are read from the moment on at which there is something to clean up. The inner error is an interruption.
+pub fn make(
     dirs: &Dirs,
     options: &RunOptions,
-    streams: Streams<'_>,
     watcher: &Watcher<'_>,
     trace: &mut Trace,
-) -> Result<Outcome, RunError> {
+) -> Result<Result<(Made, Signals), Outcome>, RunError> {
     check_kvm(Path::new("/dev/kvm"))?;
-    let kernel = KernelConfig {
-        path: kernel::find(options.kernel.as_deref(), dirs)?,
-        initrd: options.initrd.as_deref().map(kernel::find_initrd).transpose()?,
-        cmdline: std::iter::once(ROOT_ARGUMENTS)
-            .chain(options.kernel_args.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(" "),
-    };
     let store = Store::open(&dirs.data)?;
     trace.end("resolve");
     let image = store.pull(&options.image, &options.pull, watcher.progress)?;
@@ -106,101 +105,105 @@ pub fn run(
     let rootfs = rootfs::ensure_rootfs(&store, &image, watcher.progress)?;
     trace.end("rootfs");
     (watcher.ready)();
-
     // From here on there is something to clean up, so signals are read where that is done.
     let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
-    let network = wants_network(options.network, watcher.notice)?;
-    let machine = Machine {
-        program: carried::vmm(dirs)?,
-        agent: carried::agent_disk(dirs)?,
-        kernel,
-        rootfs,
-        vcpus: options.vcpus,
-        mem_size_mib: resources::vm_memory_mib(options.memory_mib),
-        network,
+    wants_network(options.network, watcher.notice)?;
+    let container = Container::reserve(dirs, id.clone(), options.name.as_deref())?;
+    let name = rootfs.file_name().unwrap_or_default();
+    // A link of the container's own: the image may be removed while the container is there.
+    std::fs::hard_link(&rootfs, container.data().join(name))
+        .map_err(|source| RunError::Host { action: "link the root filesystem into the container", source })?;
+    let spec = ContainerSpec {
+        schema: SCHEMA.to_owned(),
+        id,
+        created_ns: now_ns(),
+        image: image.name.clone(),
+        image_id: image.config_digest.to_string(),
+        rootfs: name.to_string_lossy().into_owned(),
+        plan,
+        machine: options.machine.clone(),
+        network: options.network,
+        lifetime: options.lifetime.clone(),
+        health: options.health.clone(),
+        labels: options.labels.clone(),
+        log: options.log,
     };
-    let template = match warm::template(dirs, options.cold, &machine, &plan, &signals, watcher.notice) {
-        Ok(template) => template,
-        Err(MakeError::Interrupted { signal }) => return Ok(Outcome::Interrupted { signal }),
-        Err(error) => return Err(error.into()),
-    };
-    if template.is_some() {
-        trace.end("template");
-    }
-    let mut container = Container::create(dirs, id, options.name.as_deref())?;
-    machine.make_layer(&container, &plan, template.as_ref())?;
-    trace.end("disks");
-    let attachment = match network {
-        true => Some(Network::here(dirs)?.attach(&container.id, &options.plan.dns)?),
-        false => None,
-    };
-    trace.end("network");
-    let config = machine.config(&container, &plan, attachment.as_ref(), template.as_ref());
-    let start = Start { machine: &machine, container: &container, config: &config, plan: &plan };
-    let result = start.supervise(attachment.as_ref(), image, &signals, streams, trace);
-    if let (Err(RunError::Session(SessionError::Vm(why))), Some(template)) = (&result, template) {
-        // The VMM refused it before anything ran, and would refuse it the next time too. Without a template there
-        // is no second turn.
-        (watcher.notice)(&format!("the image's template could not be used, so another one is made: {why}"));
-        TemplateStore::new(dirs).discard(template);
-        drop((container, attachment, signals));
-        return run(dirs, options, streams, watcher, trace);
-    }
-    if matches!(result, Err(RunError::Session(SessionError::Lost(_)))) && !options.remove {
-        container.keep_data();
-        (watcher.notice)(&format!(
-            "the disk of the lost container stays at {} until lighter is used again",
-            container.disk().display()
-        ));
-    }
-    result
+    container.describe(&spec)?;
+    let made = Made { container, spec };
+    Ok(match made.warm_up(dirs, &signals, watcher.notice, trace)? {
+        Some(outcome) => Err(outcome),
+        None => Ok((made, signals)),
+    })
 }
 
-/// A container that is about to start.
-struct Start<'a> {
-    machine: &'a Machine,
-    container: &'a Container,
-    config: &'a VmConfig,
-    plan: &'a Plan,
-}
+impl Made {
+    /// Its ID.
+    pub fn id(&self) -> &ContainerId {
+        &self.spec.id
+    }
 
-impl Start<'_> {
-    /// Starts the machine and stays with it to its end.
-    fn supervise(
+    /// What it is.
+    pub fn spec(&self) -> &ContainerSpec {
+        &self.spec
+    }
+
+    /// Makes the template here, where the user sees progress and may interrupt it.
+    fn warm_up(
         &self,
-        attachment: Option<&Attachment>,
-        image: Image,
+        dirs: &Dirs,
         signals: &Signals,
-        streams: Streams<'_>,
+        notice: &dyn Fn(&str),
         trace: &mut Trace,
-    ) -> Result<Outcome, RunError> {
-        let Self { machine, container, config, plan } = self;
-        let vsock = container.vsock();
-        let agent = if config.restore.is_some() {
-            Agent::Listens(vsock)
-        } else {
-            let socket = PathBuf::from(format!("{}_{HOST_PORT}", vsock.display()));
-            let listener = UnixListener::bind(&socket)
-                .map_err(|source| RunError::Host { action: "listen for the agent", source })?;
-            Agent::Connects(listener)
-        };
-        let tap = attachment.and_then(Attachment::tap);
-        let vm = VmProcess::spawn(&machine.program, config, tap, &container.vmm_log())?;
-        container.record_vmm(vm.id())?;
-        let make_plan = || plan.finish(attachment.map(|attachment| attachment.plan.clone()));
-        let setup = Setup {
-            config,
-            agent,
-            plan: &make_plan,
-            stop_signal: plan.stop_signal,
-            console: container.console_log(),
-            until_started: Some(image),
-            signals,
-            streams,
-            trace,
-        };
-        Ok(Session::new(setup, vm).run()?)
+    ) -> Result<Option<Outcome>, RunError> {
+        let machine = Machine::of(&self.spec, dirs, self.container.data())?;
+        match warm::template(dirs, self.spec.machine.cold, &machine, &self.spec.plan, signals, notice) {
+            Ok(None) => Ok(None),
+            Ok(Some(_)) => {
+                trace.end("template");
+                Ok(None)
+            }
+            Err(MakeError::Interrupted { signal }) => Ok(Some(Outcome::Interrupted { signal })),
+            Err(error) => Err(error.into()),
+        }
     }
+
+    /// Lets it stay without a start: `lighter create`.
+    pub fn keep(mut self, dirs: &Dirs) -> Result<(), RunError> {
+        self.container.keep(&self.spec, &State::default())?;
+        self.event(dirs, "create");
+        Ok(())
+    }
+
+    /// Starts it: gives the connection to its keeper, to which `first` was said.
+    pub fn start(self, dirs: &Dirs, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
+        self.event(dirs, "create");
+        start_in(dirs, self.container, first)
+    }
+
+    fn event(&self, dirs: &Dirs, action: &str) {
+        let record = crate::container::record::load(&self.container);
+        let name = record.map(|(name, _, _)| name).unwrap_or_default();
+        let event = Event::new("container", action, self.spec.id.as_str(), &name);
+        emit(dirs, &event.with("image", &self.spec.image));
+    }
+}
+
+/// Starts a container that was made before.
+pub fn start(dirs: &Dirs, record: &Record, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
+    check_kvm(Path::new("/dev/kvm"))?;
+    start_in(dirs, Container::open(dirs, &record.spec.id)?, first)
+}
+
+fn start_in(dirs: &Dirs, container: Container, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
+    let host = |action| move |source| RunError::Host { action, source };
+    let (ours, theirs) = UnixStream::pair().map_err(host("make a connection to the container's keeper"))?;
+    let mut link = Link::new(ours).map_err(host("make a connection to the container's keeper"))?;
+    for request in first {
+        link.send(request)
+            .map_err(|source| crate::session::SessionError::Link { source, console: String::new() })?;
+    }
+    spawn::spawn(dirs, container, Some(theirs)).map_err(host("start the container's keeper"))?;
+    Ok(link)
 }
 
 /// Asked before anything is made or fetched, because without it nothing of that is of use.
@@ -210,7 +213,7 @@ fn check_kvm(path: &Path) -> Result<(), RunError> {
 }
 
 /// Whether the container gets an interface.
-fn wants_network(choice: NetworkChoice, notice: &dyn Fn(&str)) -> Result<bool, RunError> {
+pub fn wants_network(choice: NetworkChoice, notice: &dyn Fn(&str)) -> Result<bool, RunError> {
     let missing = match choice {
         NetworkChoice::None => return Ok(false),
         NetworkChoice::Auto | NetworkChoice::Bridge => permission::missing(),

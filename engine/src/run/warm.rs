@@ -1,7 +1,6 @@
 //! The template of a run: found, or made by its first run.
 
 use crate::container::Container;
-use crate::container::id::ContainerId;
 use crate::dirs::Dirs;
 use crate::network::Network;
 use crate::plan::Plan;
@@ -56,7 +55,7 @@ fn make(
             source: std::io::Error::other(error),
         }
     };
-    let container = Container::create(dirs, ContainerId::random(), None)
+    let container = Container::nameless(dirs)
         .map_err(|error| host("make a place for the template's machine")(error.into()))?;
     machine
         .make_layer(&container, plan, None)

@@ -1,16 +1,19 @@
-//! Frames to and from the agent over a non-blocking stream.
+//! Frames to and from an agent, or between a keeper and its clients, over a non-blocking stream.
 
 use std::io::{self, Read as _, Write as _};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use agent_protocol::frame::{self, Decoder, FrameError};
 use agent_protocol::message::{AgentMessage, HostMessage};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Bytes read from the agent at once.
 const READ_CHUNK: usize = 64 << 10;
-/// Bytes that may wait for a guest that does not read: beyond, signals and sizes are dropped, stdin is not read.
+/// Bytes that may wait for a peer that does not read: beyond, what may be dropped is.
 const MAX_WAITING: usize = 1 << 20;
 
 /// Longest answer of the VMM to `CONNECT`: `OK`, a port number, a line end.
@@ -32,28 +35,35 @@ pub enum LinkError {
 
 /// What one look at the connection found.
 #[derive(Debug, PartialEq)]
-pub enum Received {
+pub enum Received<R = AgentMessage> {
     /// These messages, in order; maybe none.
-    Messages(Vec<AgentMessage>),
-    /// The guest's side is closed.
+    Messages(Vec<R>),
+    /// The peer's side is closed.
     End,
 }
 
-/// One session.
+/// One session, in which we say `S` and hear `R`; with an agent unless said otherwise.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<S = HostMessage, R = AgentMessage> {
     stream: UnixStream,
     /// The VMM's answer to `CONNECT` as far as it came; `None` once it is complete, or where none comes.
     answer: Option<Vec<u8>>,
     decoder: Decoder,
     waiting: Vec<u8>,
+    _messages: PhantomData<fn(S) -> R>,
 }
 
-impl Link {
-    /// A session over `stream`, on which the agent speaks first.
+impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
+    /// A session over `stream`.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, answer: None, decoder: Decoder::default(), waiting: Vec::new() })
+        Ok(Self {
+            stream,
+            answer: None,
+            decoder: Decoder::default(),
+            waiting: Vec::new(),
+            _messages: PhantomData,
+        })
     }
 
     /// A session with whoever listens on `port` in the guest, through the socket `vsock` of its VMM. Messages may
@@ -66,7 +76,7 @@ impl Link {
     }
 
     /// Reads once, without waiting.
-    pub fn receive(&mut self) -> Result<Received, LinkError> {
+    pub fn receive(&mut self) -> Result<Received<R>, LinkError> {
         let mut buffer = [0; READ_CHUNK];
         let count = match self.stream.read(&mut buffer) {
             Ok(0) => return Ok(Received::End),
@@ -103,14 +113,19 @@ impl Link {
     }
 
     /// Sends `message`, now or when the stream can take it.
-    pub fn send(&mut self, message: &HostMessage) -> Result<(), LinkError> {
+    pub fn send(&mut self, message: &S) -> Result<(), LinkError> {
         frame::encode(message, &mut self.waiting)?;
         self.flush()
     }
 
     /// Sends `message` unless the guest has not read for long.
-    pub fn send_if_room(&mut self, message: &HostMessage) -> Result<(), LinkError> {
+    pub fn send_if_room(&mut self, message: &S) -> Result<(), LinkError> {
         if self.waiting.len() < MAX_WAITING { self.send(message) } else { Ok(()) }
+    }
+
+    /// How many bytes wait to be written.
+    pub fn pending(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Whether something waits to be written. Poll the descriptor for writing while it does.
@@ -139,7 +154,7 @@ fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-impl AsFd for Link {
+impl<S, R> AsFd for Link<S, R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }

@@ -1,34 +1,31 @@
-//! From a started VM to the end of the container's process: the agent's session, the caller's streams and signals.
-//!
-//! ```text
-//! Booting ── agent connects ──► Greeting ── Hello: plan sent ──► Starting ── Started ──► Running ── Exited ──► Draining
-//!    │                             │                               │ Failed                │                     │
-//!    └── deadline, VM gone ────────┴── deadline, VM gone ──────────┴──────► error ◄── VM gone ┘      all written: end
-//! ```
-//!
-//! One thread owns it all and waits in one poll. Nothing it does waits for anybody: a caller who does not read slows
-//! the guest's process down, a guest that does not read slows the caller's stdin down, and signals always get through.
+//! A process in a container and its caller: streams, terminal and signals over one connection, to the container's
+//! keeper (`run`, `attach`) or to its agent (`exec`).
 
-pub mod boot;
+pub mod caller;
+pub mod detach;
 pub mod escalation;
 pub mod link;
-mod messages;
 pub mod outcome;
 mod output;
+pub mod peer;
 pub mod signals;
 mod stdin;
-mod supervisor;
 pub mod terminal;
-mod waiting;
-
-#[cfg(test)]
-mod tests;
 
 use std::io;
 
+pub use caller::{Caller, Leave, Manner, Streams};
 use link::LinkError;
 pub use outcome::Outcome;
-pub use supervisor::{Agent, Session, Setup, Streams};
+
+/// Bytes of an agent's message that are shown.
+const MAX_MESSAGE: usize = 4 << 10;
+
+/// An agent's message as it may be shown: the guest is hostile.
+pub(crate) fn shown(message: &str) -> String {
+    let bytes = message.as_bytes();
+    crate::text::printable(bytes.get(..MAX_MESSAGE).unwrap_or(bytes))
+}
 
 /// Why a run gave no outcome: exit code 125.
 #[derive(Debug, thiserror::Error)]

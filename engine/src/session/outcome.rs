@@ -1,6 +1,7 @@
 //! How a run ends, and the exit code that says so, as `docker run` has them.
 
 use agent_protocol::message::{ExitStatus, FailureKind};
+use serde::{Deserialize, Serialize};
 
 /// Lighter itself failed.
 pub const EXIT_FAILURE: u8 = 125;
@@ -11,8 +12,8 @@ const EXIT_NOT_FOUND: u8 = 127;
 /// Added to the number of a signal.
 const EXIT_SIGNAL: u8 = 128;
 
-/// The end of a run whose machine worked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The end of a run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Outcome {
     /// The process ran and ended.
     Exited(ExitStatus),
@@ -28,9 +29,22 @@ pub enum Outcome {
         /// By this signal.
         signal: i32,
     },
+    /// Lighter or the machine failed.
+    Failed {
+        /// What, why, the fix.
+        message: String,
+    },
 }
 
 impl Outcome {
+    /// What there is to say about it beside the exit code.
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            Self::NotStarted { message, .. } | Self::Failed { message } => Some(message),
+            Self::Exited(_) | Self::Interrupted { .. } => None,
+        }
+    }
+
     /// The exit code of `lighter run`.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -38,7 +52,7 @@ impl Outcome {
             Self::Exited(ExitStatus::Signal(signal)) => EXIT_SIGNAL.saturating_add(*signal),
             Self::NotStarted { kind: FailureKind::NotFound, .. } => EXIT_NOT_FOUND,
             Self::NotStarted { kind: FailureKind::NotExecutable, .. } => EXIT_NOT_EXECUTABLE,
-            Self::NotStarted { kind: FailureKind::Agent, .. } => EXIT_FAILURE,
+            Self::NotStarted { kind: FailureKind::Agent, .. } | Self::Failed { .. } => EXIT_FAILURE,
             Self::Interrupted { signal } => {
                 EXIT_SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(u8::MAX))
             }

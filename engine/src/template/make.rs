@@ -20,10 +20,10 @@ use vmm::control::{Client, ClientError, Request};
 use super::store::{MakerLock, layer, snapshot};
 use super::{Key, Template, TemplateStore, copy_sparse};
 use crate::container::Container;
+use crate::keeper::boot::{Boot, console_tail};
 use crate::process::VmProcess;
 use crate::process::events::Read;
 use crate::session::SessionError;
-use crate::session::boot::{Boot, console_tail};
 use crate::session::link::{Link, Received};
 use crate::session::signals::Signals;
 

@@ -5,15 +5,13 @@ use std::time::Instant;
 use agent_protocol::PROTOCOL_VERSION;
 use agent_protocol::message::{AgentMessage, HostMessage};
 
-use super::supervisor::{Agent, Session, State};
-use super::terminal::RawMode;
-use super::{Outcome, SessionError};
+use super::life::{Agent, Change, Life, State};
+use super::protocol::Reply;
+use crate::log::Stream;
+use crate::session::{Outcome, SessionError, shown};
 use crate::trace::monotonic_ns;
 
-/// Bytes of an agent's message that are shown.
-const MAX_MESSAGE: usize = 4 << 10;
-
-impl Session<'_> {
+impl Life<'_> {
     /// One message came.
     pub(super) fn on_message(&mut self, message: AgentMessage) -> Result<Option<Outcome>, SessionError> {
         match (self.state, message) {
@@ -23,29 +21,29 @@ impl Session<'_> {
             (State::Starting, AgentMessage::Started { .. }) => {
                 self.setup.trace.end("exec");
                 self.state = State::Running;
+                self.setup.hub.set_running(true);
+                if let Some(checker) = &mut self.setup.health {
+                    checker.begin(Instant::now());
+                }
+                (self.setup.changed)(Change::Started);
             }
             (State::Starting | State::Running, AgentMessage::Stdout(bytes)) => {
-                self.note_first_byte();
-                self.stdout.push(&bytes);
+                self.output(Stream::Stdout, bytes);
             }
             (State::Starting | State::Running, AgentMessage::Stderr(bytes)) => {
-                self.note_first_byte();
-                self.stderr.push(&bytes);
+                self.output(Stream::Stderr, bytes);
             }
             (State::Starting | State::Running, AgentMessage::StdinCredit(bytes)) => {
-                if let Some(stdin) = &mut self.stdin {
-                    stdin.add_credit(bytes);
-                }
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                // A hostile agent gets no more than the protocol's window in flight.
+                self.stdin_credit = self.stdin_credit.saturating_add(bytes).min(agent_protocol::STDIN_WINDOW);
             }
-            (State::Starting | State::Running, AgentMessage::Exited(status)) => {
-                self.raw_mode = None;
-                self.state = State::Draining(status);
-            }
+            (State::Starting | State::Running, AgentMessage::Exited(status)) => self.leave(status)?,
             (State::Greeting | State::Starting | State::Running, AgentMessage::Failed { kind, message }) => {
                 return Ok(Some(Outcome::NotStarted { kind, message: shown(&message) }));
             }
             // What follows the end of the process does not matter.
-            (State::Draining(_), _) => {}
+            (State::Leaving(_), _) => {}
             (state, message) => {
                 let name = name(&message);
                 return Err(SessionError::Protocol(format!("sent {name} while the session was {state:?}")));
@@ -72,32 +70,25 @@ impl Session<'_> {
         }
         self.state = State::Starting;
         self.boot.progress(Instant::now());
-        if let Some(stdin) = self.setup.streams.stdin.filter(|_| self.has_terminal) {
-            let raw_mode = RawMode::enter(stdin);
-            self.raw_mode = raw_mode
-                .map_err(|source| SessionError::Host { action: "put the terminal into raw mode", source })?;
-        }
         Ok(())
     }
 
     pub(super) fn send_plan(&mut self) -> Result<(), SessionError> {
-        let plan = (self.setup.plan)();
-        self.has_terminal = plan.process.terminal.is_some();
+        let plan = (self.setup.plan)(self.setup.hub.size());
         let Some(link) = &mut self.link else { return Ok(()) };
         link.send(&HostMessage::Start(Box::new(plan))).map_err(|source| self.broken(source))
     }
 
-    fn note_first_byte(&mut self) {
+    fn output(&mut self, stream: Stream, bytes: Vec<u8>) {
         if !self.first_byte {
             self.first_byte = true;
             self.setup.trace.end("first byte");
         }
+        if let Some(error) = self.setup.hub.output(stream, bytes) {
+            let text = format!("the container's log has a gap from here on: {error}");
+            self.setup.hub.tell_all(&Reply::Notice(text));
+        }
     }
-}
-
-fn shown(message: &str) -> String {
-    let bytes = message.as_bytes();
-    crate::text::printable(bytes.get(..MAX_MESSAGE).unwrap_or(bytes))
 }
 
 fn name(message: &AgentMessage) -> &'static str {

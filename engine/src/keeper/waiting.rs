@@ -1,16 +1,13 @@
-//! The one poll of a run: who is waited for in which state, and until when.
+//! The one poll of a life: who is waited for in which state, and until when.
 
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::SessionError;
-use super::stdin::Stdin;
-use super::supervisor::{Agent, Session, State};
-
-/// Bytes that wait for a caller who does not read, before the guest is made to wait.
-const MAX_PENDING: usize = 1 << 20;
+use super::hub::Someone;
+use super::life::{Agent, Life, State};
+use crate::session::SessionError;
 
 /// Somebody who may have something for us, or take something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +16,11 @@ pub(super) enum Source {
     VmEvents,
     Listener,
     Link,
-    Stdin,
-    Stdout,
-    Stderr,
+    Hub(Someone),
+    Health,
 }
 
-impl Session<'_> {
+impl Life<'_> {
     /// Waits until somebody is ready or a deadline is reached.
     pub(super) fn wait(&self) -> Result<Vec<Source>, SessionError> {
         let mut fds = vec![(Source::Signals, PollFd::new(self.setup.signals, PollFlags::IN))];
@@ -35,21 +31,18 @@ impl Session<'_> {
             fds.push((Source::Listener, PollFd::new(listener, PollFlags::IN)));
         }
         if let Some(link) = self.link.as_ref().filter(|_| !self.link_ended) {
-            let reading = self.stdout.pending() < MAX_PENDING && self.stderr.pending() < MAX_PENDING;
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, reading);
+            flags.set(PollFlags::IN, self.setup.hub.has_room());
             flags.set(PollFlags::OUT, link.is_waiting());
             if !flags.is_empty() {
                 fds.push((Source::Link, PollFd::new(link, flags)));
             }
         }
-        if let Some(stdin) = self.stdin.as_ref().filter(|stdin| self.may_read(stdin)) {
-            fds.push((Source::Stdin, PollFd::new(stdin, PollFlags::IN)));
+        for (someone, fd, flags) in self.setup.hub.fds() {
+            fds.push((Source::Hub(someone), PollFd::from_borrowed_fd(fd, flags)));
         }
-        for (source, output) in [(Source::Stdout, &self.stdout), (Source::Stderr, &self.stderr)] {
-            if output.pending() > 0 {
-                fds.push((source, PollFd::new(output, PollFlags::OUT)));
-            }
+        if let Some(fd) = self.setup.health.as_ref().and_then(|checker| checker.fd()) {
+            fds.push((Source::Health, PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let (sources, mut fds): (Vec<_>, Vec<_>) = fds.into_iter().unzip();
         match poll(&mut fds, self.timeout().as_ref()) {
@@ -62,14 +55,12 @@ impl Session<'_> {
         Ok(ready.map(|(source, _)| source).collect())
     }
 
-    fn may_read(&self, stdin: &Stdin<'_>) -> bool {
-        let link_has_room = self.link.as_ref().is_some_and(|link| !link.is_waiting());
-        self.state == State::Running && !self.link_ended && link_has_room && stdin.wants_to_read()
-    }
-
     fn timeout(&self) -> Option<Timespec> {
         let boot = self.is_coming_up().then(|| self.boot.deadline());
-        let deadline = [boot, self.kill_at].into_iter().flatten().min()?;
+        let ttl = self.setup.ttl.map(|(warning, end)| warning.min(end));
+        let health = self.setup.health.as_ref().filter(|_| self.state == State::Running);
+        let deadlines = [boot, ttl, health.map(|checker| checker.deadline()), self.term_until, self.kill_at];
+        let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()
     }
 }

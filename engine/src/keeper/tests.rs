@@ -1,4 +1,4 @@
-//! Whole sessions with an agent and a VMM process that the test plays.
+//! Whole lives, from the agent and the VMM process, which the test plays, to the caller of `lighter run`.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,10 +11,18 @@ use agent_protocol::message::{AgentMessage, ContainerPlan, ExitStatus, FailureKi
 use agent_protocol::{PROTOCOL_VERSION, STDIN_WINDOW};
 use vmm::config::{VmConfig, VmEvent, VmExit};
 
-use super::signals::Signals;
-use super::{Outcome, Session, SessionError, Setup, Streams};
+use super::hub::Hub;
+use super::life::{Life, Setup};
+use super::protocol::Request;
+use crate::log::LogSpec;
+use crate::log::reader::Reader;
+use crate::log::writer::Writer;
 use crate::plan::{Plan, PlanOptions};
 use crate::process::VmProcess;
+use crate::session::link::Link;
+use crate::session::peer::Peer;
+use crate::session::signals::Signals;
+use crate::session::{Caller, Leave, Manner, Outcome, SessionError, Streams};
 use crate::trace::Trace;
 
 /// The agent's side of a session.
@@ -86,7 +94,9 @@ fn pipe() -> (OwnedFd, OwnedFd) {
 struct Ended {
     result: Result<Outcome, SessionError>,
     stdout: Vec<u8>,
-    phases: Vec<&'static str>,
+    phases: Vec<String>,
+    /// What is in the container's log.
+    logged: Vec<u8>,
 }
 
 /// Runs a session against `play`, which is the guest and the VMM. `input` is the caller's stdin.
@@ -97,16 +107,17 @@ fn session(input: Option<OwnedFd>, play: impl FnOnce(Agent, Vmm) + Send + 'stati
         std::fs::File::from(reader).read_to_end(&mut bytes).unwrap();
         bytes
     });
-    let (result, phases) = session_to(&writer, input, play);
+    let (result, phases, logged) = session_to(&writer, input, play);
     drop(writer);
-    Ended { result, stdout: reading.join().unwrap(), phases }
+    Ended { result, stdout: reading.join().unwrap(), phases, logged }
 }
 
+/// The same, with a stdout of the caller's.
 fn session_to(
     stdout: &OwnedFd,
     input: Option<OwnedFd>,
     play: impl FnOnce(Agent, Vmm) + Send + 'static,
-) -> (Result<Outcome, SessionError>, Vec<&'static str>) {
+) -> (Result<Outcome, SessionError>, Vec<String>, Vec<u8>) {
     let base = tempfile::tempdir().unwrap();
     let path = base.path().join("v.sock_1024");
     let listener = UnixListener::bind(&path).unwrap();
@@ -118,30 +129,64 @@ fn session_to(
         let agent = Agent { stream: UnixStream::connect(path).unwrap(), decoder: Decoder::default() };
         play(agent, vmm);
     });
-    let config: VmConfig =
-        serde_json::from_str(r#"{"vcpus":1,"mem_size_mib":64,"kernel":{"path":"/k"}}"#).unwrap();
-    let options = PlanOptions { command: vec!["true".into()], ..PlanOptions::default() };
-    let plan = Plan::new(&options, "i", &serde_json::from_str("{}").unwrap(), "id").unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let log = base.path().join("log");
+    let (keeper_log, console) = (log.clone(), base.path().join("console.log"));
+    let clients = UnixListener::bind(base.path().join("keeper.sock")).unwrap();
+    let keeper = std::thread::spawn(move || {
+        let config: VmConfig =
+            serde_json::from_str(r#"{"vcpus":1,"mem_size_mib":64,"kernel":{"path":"/k"}}"#).unwrap();
+        let options = PlanOptions { command: vec!["true".into()], ..PlanOptions::default() };
+        let plan = Plan::new(&options, "i", &serde_json::from_str("{}").unwrap(), "id").unwrap();
+        let signals = Signals::block().unwrap();
+        let writer = Writer::open(&keeper_log, LogSpec::default()).unwrap();
+        let mut hub = Hub::new(clients, Some(theirs), writer, true).unwrap();
+        let mut trace = Trace::start();
+        let setup = Setup {
+            config: &config,
+            agent: super::Agent::Connects(listener),
+            plan: &|_| plan.finish(None),
+            stop_signal: plan.stop_signal,
+            stop_timeout: std::time::Duration::from_secs(10),
+            orderly: false,
+            console,
+            signals: &signals,
+            hub: &mut hub,
+            trace: &mut trace,
+            changed: &mut |_| (),
+            ttl: None,
+            health: None,
+        };
+        let result = Life::new(setup, vm).run();
+        let outcome = match &result {
+            Ok(outcome) => outcome.clone(),
+            Err(error) => Outcome::Failed { message: error.to_string() },
+        };
+        hub.dismiss(&outcome).wait();
+        (result, trace.report().phases.into_iter().map(|phase| phase.name).collect())
+    });
+    let mut link: Link<Request, super::protocol::Reply> = Link::new(ours).unwrap();
+    link.send(&Request::Attach { stdin: input.is_some(), size: None }).unwrap();
+    let manner = Manner { terminal: false, signals: true, owner: true, detach_keys: "".parse().unwrap() };
+    let streams = Streams {
+        stdin: input.as_ref().map(|fd| fd.as_fd()),
+        stdout: stdout.as_fd(),
+        stderr: stdout.as_fd(),
+    };
     let signals = Signals::block().unwrap();
     let mut trace = Trace::start();
-    let setup = Setup {
-        config: &config,
-        agent: super::Agent::Connects(listener),
-        plan: &|| plan.finish(None),
-        stop_signal: plan.stop_signal,
-        console: base.path().join("console.log"),
-        until_started: None,
-        signals: &signals,
-        streams: Streams {
-            stdin: input.as_ref().map(|fd| fd.as_fd()),
-            stdout: stdout.as_fd(),
-            stderr: stdout.as_fd(),
-        },
-        trace: &mut trace,
-    };
-    let result = Session::new(setup, vm).run();
+    let left = Caller::new(Peer::Keeper(link), manner, streams, &signals, &mut trace, &|_| ()).run().unwrap();
     guest.join().unwrap();
-    (result, trace.report().phases.iter().map(|phase| phase.name).collect())
+    let (result, phases): (Result<Outcome, SessionError>, Vec<String>) = keeper.join().unwrap();
+    let expected = match &result {
+        Ok(outcome) => outcome.clone(),
+        Err(error) => Outcome::Failed { message: error.to_string() },
+    };
+    assert_eq!(left, Leave::Ended(expected), "the caller heard of another end");
+    let mut reader = Reader::new(&log);
+    let logged =
+        std::iter::from_fn(|| reader.next_record().unwrap()).flat_map(|record| record.bytes).collect();
+    (result, phases, logged)
 }
 
 #[test]
@@ -164,7 +209,7 @@ fn output_comes_whole_and_before_the_end_and_the_phases_are_noted() {
     });
     assert_eq!(ended.result.unwrap(), Outcome::Exited(ExitStatus::Code(3)));
     let expected: Vec<u8> = (0..100).flat_map(|byte| vec![byte; 50_000]).collect();
-    assert!(ended.stdout == expected);
+    assert!(ended.stdout == expected && ended.logged == expected);
     assert_eq!(ended.phases, ["spawn", "vmm", "kernel", "agent", "plan", "exec", "first byte"]);
 }
 
@@ -255,7 +300,7 @@ fn another_protocol_and_messages_out_of_turn_end_the_session() {
 fn a_process_whose_output_nobody_reads_is_asked_to_stop() {
     let (reader, writer) = pipe();
     drop(reader);
-    let (result, _) = session_to(&writer, None, |mut agent, _vmm| {
+    let (result, _, _) = session_to(&writer, None, |mut agent, _vmm| {
         agent.start();
         agent.say(AgentMessage::Stdout(b"y\n".to_vec()));
         assert_eq!(agent.hear(), Some(HostMessage::Signal(15)));

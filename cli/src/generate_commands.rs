@@ -1,0 +1,40 @@
+//! `lighter generate`: files for other programs.
+
+use anyhow::Context as _;
+use engine::container::record;
+use engine::dirs::Dirs;
+
+use crate::container_args::SystemdArgs;
+use crate::output;
+
+/// A unit that starts a container when the host comes up and stops it when the host goes down.
+pub fn systemd(dirs: &Dirs, args: &SystemdArgs) -> anyhow::Result<()> {
+    let record = record::find(dirs, &args.container)?;
+    let program = std::env::current_exe().context("cannot find out where lighter is")?;
+    let target = if rustix::process::geteuid().is_root() { "multi-user.target" } else { "default.target" };
+    let timeout = record.spec.lifetime.stop_timeout.unwrap_or(10) + 20;
+    output::print(&format!(
+        "# lighter container {name}; `lighter generate systemd {name}` wrote this.\n\
+         [Unit]\n\
+         Description=lighter container {name}\n\
+         Wants=network-online.target\n\
+         After=network-online.target\n\
+         \n\
+         [Service]\n\
+         Type=exec\n\
+         Environment=LIGHTER_ROOT={data} LIGHTER_RUN={run}\n\
+         ExecStart={program} start --attach {id}\n\
+         ExecStop={program} stop {id}\n\
+         TimeoutStopSec={timeout}\n\
+         Restart=no\n\
+         KillMode=mixed\n\
+         \n\
+         [Install]\n\
+         WantedBy={target}\n",
+        name = record.name,
+        id = record.spec.id,
+        data = dirs.data.display(),
+        run = dirs.run.display(),
+        program = program.display(),
+    ))
+}

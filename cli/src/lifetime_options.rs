@@ -1,0 +1,96 @@
+//! The options of `run` and `create` about the begin and the end of a container.
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use engine::container::spec::{HealthSpec, Lifetime};
+use engine::log::LogSpec;
+use engine::plan::resources;
+
+use crate::times::duration;
+
+/// When a container begins, ends and begins again.
+#[derive(Args)]
+pub struct LifetimeArgs {
+    /// Start it again when it ends: no, on-failure[:TIMES], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub restart: String,
+    /// Signal that asks it to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds until it is killed when it does not end [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<u64>,
+    /// Rented time: it is stopped when this is over, for example 3h
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<String>,
+    /// Test its health with this command, in a shell
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// Time between two tests
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub health_interval: String,
+    /// Time that a test may take
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub health_timeout: String,
+    /// Time after the start in which failures do not count
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub health_start_period: String,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub health_retries: u32,
+    /// Note about the container
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// How much of its output is kept: max-size=SIZE, max-file=N
+    #[arg(long, value_name = "OPTION=VALUE")]
+    pub log_opt: Vec<String>,
+}
+
+impl LifetimeArgs {
+    /// For the engine; what other options say is left out.
+    pub fn lifetime(&self) -> anyhow::Result<Lifetime> {
+        Ok(Lifetime {
+            restart: self.restart.parse()?,
+            stop_timeout: self.stop_timeout,
+            ttl: self.ttl.as_deref().map(duration).transpose().context("--ttl")?.map(|ttl| ttl.as_secs()),
+            ..Lifetime::default()
+        })
+    }
+
+    /// For the engine.
+    pub fn health(&self) -> anyhow::Result<Option<HealthSpec>> {
+        let Some(command) = &self.health_cmd else { return Ok(None) };
+        let milliseconds = |option: &str, text: &str| {
+            let duration = duration(text).with_context(|| option.to_owned())?;
+            anyhow::Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+        };
+        Ok(Some(HealthSpec {
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()],
+            interval_ms: milliseconds("--health-interval", &self.health_interval)?.max(1),
+            timeout_ms: milliseconds("--health-timeout", &self.health_timeout)?.max(1),
+            start_period_ms: milliseconds("--health-start-period", &self.health_start_period)?,
+            retries: self.health_retries,
+        }))
+    }
+
+    /// For the engine.
+    pub fn log(&self) -> anyhow::Result<LogSpec> {
+        let mut spec = LogSpec::default();
+        for option in &self.log_opt {
+            match option.split_once('=') {
+                Some(("max-size", size)) => {
+                    spec.max_size = resources::parse_size(size).with_context(|| {
+                        format!("--log-opt max-size={size:?} is no size: write for example 10m")
+                    })?;
+                }
+                Some(("max-file", count)) => {
+                    let count = count.parse::<u32>().ok().filter(|count| *count > 0);
+                    spec.max_file = count
+                        .with_context(|| format!("--log-opt {option:?}: max-file is a number from 1 on"))?;
+                }
+                _ => bail!("--log-opt {option:?} is unknown: lighter has max-size=SIZE and max-file=N"),
+            }
+        }
+        Ok(spec)
+    }
+}

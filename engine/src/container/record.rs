@@ -1,0 +1,174 @@
+//! Containers as files: `spec.json`, `state.json` and `name` in each one's data directory.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::id::ContainerId;
+use super::spec::{ContainerSpec, SCHEMA};
+use super::state::{State, Status};
+use super::{Container, ContainerError, Table, file, id};
+use crate::dirs::Dirs;
+
+/// Largest file of these that is read.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A container as its files describe it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    /// Its name.
+    pub name: String,
+    /// As it was created.
+    pub spec: ContainerSpec,
+    /// What has become of it.
+    pub state: State,
+    /// Its data directory.
+    #[serde(skip)]
+    pub data: PathBuf,
+    /// Its run directory.
+    #[serde(skip)]
+    pub run: PathBuf,
+}
+
+/// Why no container was found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// There is none.
+    #[error("no such container: {0:?}; `lighter ps -a` lists all")]
+    Missing(String),
+    /// There are several.
+    #[error("{text:?} is the beginning of several containers' IDs: {ids}")]
+    Ambiguous {
+        /// As asked.
+        text: String,
+        /// What it could mean.
+        ids: String,
+    },
+}
+
+/// All containers, oldest first. One whose files are damaged is left out.
+pub fn list(dirs: &Dirs) -> Vec<Record> {
+    let entries = std::fs::read_dir(Table::data(dirs)).into_iter().flatten();
+    let mut records: Vec<Record> =
+        entries.filter_map(|entry| read(dirs, entry.ok()?.file_name().to_str()?).ok()).collect();
+    records.sort_by_key(|record| record.spec.created_ns);
+    records
+}
+
+/// The container that `text` means: a name, an ID, or the beginning of one.
+pub fn find(dirs: &Dirs, text: &str) -> Result<Record, FindError> {
+    let missing = || FindError::Missing(text.chars().take(200).collect());
+    let plain = id::is_name(text);
+    if let Some(record) = plain.then(|| read(dirs, text).ok()).flatten() {
+        return Ok(record);
+    }
+    let names = names(dirs);
+    let named: Vec<&str> = names.iter().filter(|(_, name)| name == text).map(|(id, _)| id.as_str()).collect();
+    let begun =
+        || names.iter().map(|(id, _)| id.as_str()).filter(|id| plain && id.starts_with(text)).collect();
+    let matches: Vec<&str> = if named.is_empty() { begun() } else { named };
+    match matches.as_slice() {
+        [] => Err(missing()),
+        [id] => read(dirs, id).map_err(|_| missing()),
+        several => Err(FindError::Ambiguous { text: text.to_owned(), ids: several.join(", ") }),
+    }
+}
+
+/// The container `id`.
+pub fn read(dirs: &Dirs, id: &str) -> io::Result<Record> {
+    let data = Table::data(dirs).join(id);
+    let spec: ContainerSpec = read_json(&data.join("spec.json"))?;
+    if spec.schema != SCHEMA {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, format!("its format is {:?}", spec.schema)));
+    }
+    let name = std::fs::read_to_string(data.join("name"))?;
+    let state = read_json(&data.join("state.json"))?;
+    Ok(Record { name, spec, state, data, run: Table::run(dirs).join(id) })
+}
+
+/// The container `id`, which was described and whose keeper has not written a state yet.
+pub fn placeholder(dirs: &Dirs, id: &ContainerId) -> io::Result<Record> {
+    let data = Table::data(dirs).join(id.as_str());
+    let spec = read_json(&data.join("spec.json"))?;
+    let name = std::fs::read_to_string(data.join("name"))?;
+    Ok(Record { name, spec, state: State::default(), data, run: Table::run(dirs).join(id.as_str()) })
+}
+
+/// Name, specification and state of a container of ours. One that was never started has no state yet.
+pub fn load(container: &Container) -> Result<(String, ContainerSpec, State), ContainerError> {
+    let data = container.data();
+    let name = std::fs::read_to_string(data.join("name")).map_err(file("read the name of", data))?;
+    let spec = read_json(&data.join("spec.json")).map_err(file("read the specification of", data))?;
+    let state = match read_json(&data.join("state.json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
+        result => result.map_err(file("read the state of", data))?,
+    };
+    Ok((name, spec, state))
+}
+
+/// ID and name of every container.
+pub(super) fn names(dirs: &Dirs) -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(Table::data(dirs)).into_iter().flatten();
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
+            Some((entry.file_name().into_string().ok()?, name))
+        })
+        .collect()
+}
+
+impl Record {
+    /// The socket of its keeper.
+    pub fn keeper(&self) -> PathBuf {
+        self.run.join("keeper.sock")
+    }
+
+    /// The socket of its vsock device.
+    pub fn vsock(&self) -> PathBuf {
+        self.run.join("v.sock")
+    }
+
+    /// The VMM's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
+    /// What it wrote.
+    pub fn log(&self) -> PathBuf {
+        self.data.join("log")
+    }
+
+    /// Its guest's console.
+    pub fn console(&self) -> PathBuf {
+        self.data.join("console.log")
+    }
+
+    /// Reads the state again; `None` once the container is gone.
+    pub fn refresh(&mut self) -> Option<()> {
+        self.state = read_json(&self.data.join("state.json")).ok()?;
+        Some(())
+    }
+
+    /// It runs, maybe paused.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state.status, Status::Running | Status::Paused)
+    }
+}
+
+/// Writes `value` to `path`, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let partial = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&partial)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    std::fs::rename(partial, path)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}

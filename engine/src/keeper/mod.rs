@@ -1,0 +1,367 @@
+//! The keeper: the one process that owns a running container, from its start to its end.
+//!
+//! ```text
+//! lighter run ── spawns ──► lighter keep ID ── spawns ──► VMM (dies with the keeper)
+//!      └── keeper.sock ─────────┤
+//! attach, stop, pause, wait ────┘
+//! ```
+//!
+//! It holds the container's locks, speaks with the agent, writes the log, serves `keeper.sock`, starts the container
+//! again where its policy says so, and notes in `state.json` what becomes of it. `exec` goes past it, to the agent.
+
+pub mod boot;
+pub mod client;
+mod health;
+mod hub;
+mod life;
+mod messages;
+pub mod protocol;
+pub mod spawn;
+mod waiting;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use agent_protocol::HOST_PORT;
+use agent_protocol::message::TerminalSize;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::container::Container;
+use crate::container::id::ContainerId;
+use crate::container::record;
+use crate::container::spec::ContainerSpec;
+use crate::container::state::{Health, State, Status, now_ns};
+use crate::dirs::Dirs;
+use crate::error::RunError;
+use crate::events::{Event, emit};
+use crate::log::writer::Writer;
+use crate::network::{Attachment, Network};
+use crate::process::VmProcess;
+use crate::run::machine::Machine;
+use crate::run::warm;
+use crate::session::signals::Signals;
+use crate::session::{Outcome, SessionError};
+use crate::template::{MakeError, Template, TemplateStore};
+use crate::trace::Trace;
+use health::Checker;
+use hub::{Farewell, Hub};
+use life::{Agent, Change, Life, Setup};
+use protocol::{Reply, Request};
+
+/// How long a process may take to end when asked to, where nobody says.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause before a container is started again; it doubles each time, up to [`MAX_BACKOFF`].
+const BACKOFF: Duration = Duration::from_millis(100);
+/// Longest pause before a container is started again.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// A container that ran for so long has started well.
+const GOOD_RUN: Duration = Duration::from_secs(10);
+/// How long before its end a rented time is warned of, at most.
+const TTL_WARNING: Duration = Duration::from_secs(60);
+
+/// Keeps the container `id` to its end. The calling thread must be the one that lives longest: the VM dies with it.
+/// `locks` are those of the parent process; `first` is the first client.
+pub fn keep(
+    dirs: &Dirs,
+    container: Container,
+    first: Option<UnixStream>,
+    trace: Trace,
+) -> Result<(), RunError> {
+    let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
+    let (name, spec, state) = record::load(&container)?;
+    let host = |action| move |source| RunError::Host { action, source };
+    let listener = UnixListener::bind(container.keeper()).map_err(host("listen for clients"))?;
+    let log = Writer::open(&container.log(), spec.log).map_err(host("open the container's log"))?;
+    let hub = Hub::new(listener, first, log, spec.lifetime.stdin_once).map_err(host("listen for clients"))?;
+    let state = State { keeper: Some(std::process::id()), restarts: 0, stopped: false, ..state };
+    Keeper { dirs, container, name, spec, state, signals, hub, trace, farewell: Farewell::default() }.keep()
+}
+
+struct Keeper<'a> {
+    dirs: &'a Dirs,
+    container: Container,
+    name: String,
+    spec: ContainerSpec,
+    state: State,
+    signals: Signals,
+    hub: Hub,
+    trace: Trace,
+    /// Clients of ends before the last one.
+    farewell: Farewell,
+}
+
+impl Keeper<'_> {
+    fn keep(mut self) -> Result<(), RunError> {
+        self.trace.end("keeper");
+        let mut backoff = BACKOFF;
+        loop {
+            self.set_status(Status::Starting)?;
+            let began = Instant::now();
+            let outcome = self
+                .live()
+                .unwrap_or_else(|error| Outcome::Failed { message: vmm::text::with_causes(&error) });
+            let ran = self.state.started_ns.is_some() && self.state.status != Status::Starting;
+            let code = outcome.exit_code();
+            self.note_end(&outcome);
+            let restart = self.spec.lifetime.restart;
+            if self.state.stopped || !ran || !restart.restarts(code, self.state.restarts) {
+                return self.finish(&outcome);
+            }
+            self.set_status(Status::Restarting)?;
+            self.farewell.join(self.hub.dismiss(&outcome));
+            backoff = if began.elapsed() >= GOOD_RUN { BACKOFF } else { (backoff * 2).min(MAX_BACKOFF) };
+            if self.is_stopped_within(backoff) {
+                return self.finish(&outcome);
+            }
+            self.state.restarts = self.state.restarts.saturating_add(1);
+            self.trace = Trace::start();
+        }
+    }
+
+    /// The last end.
+    fn finish(mut self, outcome: &Outcome) -> Result<(), RunError> {
+        (self.state.keeper, self.state.vmm, self.state.health, self.state.address) = (None, None, None, None);
+        let saved = self.set_status(Status::Exited);
+        let (ends, cpu_ns) = self.trace.hand_over();
+        self.hub.tell_all(&Reply::Phases { ends, cpu_ns });
+        // First the container: whoever hears of its end may start it again.
+        if self.spec.lifetime.remove {
+            self.container.remove();
+            emit(self.dirs, &Event::new("container", "destroy", self.spec.id.as_str(), &self.name));
+        } else {
+            drop(self.container);
+        }
+        self.farewell.join(self.hub.dismiss(outcome));
+        // Its file is gone with the container's run directory; whoever connected meanwhile finds it closed.
+        drop(self.hub);
+        self.farewell.wait();
+        saved
+    }
+
+    fn note_end(&mut self, outcome: &Outcome) {
+        self.state.exit_code = Some(outcome.exit_code());
+        self.state.error = outcome.problem().map(str::to_owned);
+        self.state.finished_ns = Some(now_ns());
+        self.event("die", &[("exitCode", outcome.exit_code().to_string())]);
+    }
+
+    fn set_status(&mut self, status: Status) -> Result<(), RunError> {
+        self.state.status = status;
+        Ok(self.container.save(&self.state)?)
+    }
+
+    fn event(&self, action: &str, attributes: &[(&str, String)]) {
+        let event = Event::new("container", action, self.spec.id.as_str(), &self.name)
+            .with("image", &self.spec.image);
+        emit(self.dirs, &attributes.iter().fold(event, |event, (name, value)| event.with(name, value)));
+    }
+
+    /// One start and run. A template that the VMM refuses is made anew, once.
+    fn live(&mut self) -> Result<Outcome, RunError> {
+        let machine = Machine::of(&self.spec, self.dirs, self.container.data())?;
+        for may_retry in [true, false] {
+            let template = match self.template(&machine) {
+                Ok(template) => template,
+                Err(MakeError::Interrupted { signal }) => return Ok(Outcome::Interrupted { signal }),
+                Err(error) => return Err(error.into()),
+            };
+            let fresh = !self.container.disk().exists();
+            machine.make_layer(&self.container, &self.spec.plan, template.as_ref())?;
+            self.trace.end("disks");
+            let result = self.live_in(&machine, template.as_ref());
+            match (&result, template) {
+                // Refused before anything ran, and it would be the next time too.
+                (Err(RunError::Session(SessionError::Vm(why))), Some(template)) if may_retry => {
+                    let text =
+                        format!("the image's template could not be used, so another one is made: {why}");
+                    self.hub.tell_all(&Reply::Notice(text));
+                    TemplateStore::new(self.dirs).discard(template);
+                    if fresh && self.spec.plan.writable() {
+                        let _ = std::fs::remove_file(self.container.disk());
+                    }
+                }
+                _ => return result,
+            }
+        }
+        Err(RunError::Session(SessionError::Vm("the machine could not be cloned".to_owned())))
+    }
+
+    /// The template to clone. A disk that was used is not the one that the template's guest knows.
+    fn template(&mut self, machine: &Machine) -> Result<Option<Template>, MakeError> {
+        let used = self.spec.plan.writable() && self.container.disk().exists();
+        let hub = &mut self.hub;
+        let notices = std::cell::RefCell::new(Vec::new());
+        let notice = |text: &str| notices.borrow_mut().push(text.to_owned());
+        let cold = self.spec.machine.cold || used;
+        let template = warm::template(self.dirs, cold, machine, &self.spec.plan, &self.signals, &notice);
+        notices.into_inner().into_iter().for_each(|text| hub.tell_all(&Reply::Notice(text)));
+        template
+    }
+
+    fn live_in(&mut self, machine: &Machine, template: Option<&Template>) -> Result<Outcome, RunError> {
+        let attachment = match machine.network {
+            true => Some(Network::here(self.dirs)?.attach(&self.spec.id, self.spec.plan.dns())?),
+            false => None,
+        };
+        self.note_network(attachment.as_ref());
+        self.trace.end("network");
+        let config = machine.config(&self.container, &self.spec.plan, attachment.as_ref(), template);
+        let vsock = self.container.vsock();
+        let agent = if config.restore.is_some() {
+            Agent::Listens(vsock.clone())
+        } else {
+            let socket = PathBuf::from(format!("{}_{HOST_PORT}", vsock.display()));
+            let _ = std::fs::remove_file(&socket);
+            let listener = UnixListener::bind(&socket)
+                .map_err(|source| RunError::Host { action: "listen for the agent", source })?;
+            Agent::Connects(listener)
+        };
+        for socket in [&vsock, &self.container.control()] {
+            // Left by the life before this one.
+            let _ = std::fs::remove_file(socket);
+        }
+        let tap = attachment.as_ref().and_then(Attachment::tap);
+        let vm = VmProcess::spawn(&machine.program, &config, tap, &self.container.vmm_log())?;
+        self.container.record_vmm(vm.id())?;
+        self.state.vmm = Some(vm.id());
+        let network = attachment.as_ref().map(|attachment| attachment.plan.clone());
+        let make_plan = |size: Option<TerminalSize>| {
+            let mut plan = self.spec.plan.clone();
+            size.into_iter().for_each(|size| plan.resize(size));
+            plan.finish(network.clone())
+        };
+        let lifetime = &self.spec.lifetime;
+        let checker = self.spec.health.as_ref();
+        let checker = checker.map(|health| Checker::new(health, self.spec.plan.process(), vsock.clone()));
+        let id = self.spec.id.as_str();
+        let (state, container) = (&mut self.state, &self.container);
+        state.health = checker.as_ref().map(|_| Health::Starting);
+        let mut changed = |change| note(state, container, self.dirs, (id, &self.name), change);
+        let setup = Setup {
+            config: &config,
+            agent,
+            plan: &make_plan,
+            stop_signal: self.spec.plan.stop_signal,
+            stop_timeout: lifetime.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
+            orderly: !lifetime.remove && self.spec.plan.writable(),
+            console: self.container.console_log(),
+            signals: &self.signals,
+            hub: &mut self.hub,
+            trace: &mut self.trace,
+            changed: &mut changed,
+            ttl: lifetime.ttl.and_then(rented),
+            health: checker,
+        };
+        Ok(Life::new(setup, vm).run()?)
+    }
+
+    fn note_network(&mut self, attachment: Option<&Attachment>) {
+        self.state.address =
+            attachment.and_then(|attachment| attachment.plan.ipv4).map(|(address, _)| address);
+        self.state.mac =
+            attachment.map(|attachment| attachment.mac.map(|byte| format!("{byte:02x}")).join(":"));
+    }
+
+    /// Serves clients for `pause`; true if one of them, or a signal, wants the container to stay down.
+    fn is_stopped_within(&mut self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.hub.forget_gone();
+            let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+            let (whom, polled): (Vec<_>, Vec<_>) = self
+                .hub
+                .fds()
+                .into_iter()
+                .map(|(who, fd, flags)| (who, PollFd::from_borrowed_fd(fd, flags)))
+                .unzip();
+            fds.extend(polled);
+            let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
+            let ready: Vec<_> = fds
+                .iter()
+                .skip(1)
+                .zip(whom)
+                .filter(|(fd, _)| !fd.revents().is_empty())
+                .map(|(_, who)| who)
+                .collect();
+            drop(fds);
+            let requests: Vec<_> = ready.into_iter().flat_map(|who| self.hub.serve(who)).collect();
+            for (number, request) in requests {
+                match request {
+                    Request::Stop { .. } | Request::Kill => {
+                        self.state.stopped = true;
+                        return true;
+                    }
+                    Request::Pause | Request::Unpause => {
+                        self.hub.tell(number, &Reply::Refused("it is being started again".to_owned()));
+                    }
+                    Request::Process(_) | Request::Attach { .. } => {}
+                }
+            }
+            while let Some(signal) = self.signals.next() {
+                if matches!(signal, libc::SIGTERM | libc::SIGINT) {
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Warning and end of a time that is rented from now on.
+fn rented(seconds: u64) -> Option<(Instant, Instant)> {
+    let ttl = Duration::from_secs(seconds);
+    let now = Instant::now();
+    Some((now.checked_add(ttl.saturating_sub(TTL_WARNING.min(ttl / 10)))?, now.checked_add(ttl)?))
+}
+
+/// Writes down what changed, for other commands to see.
+fn note(state: &mut State, container: &Container, dirs: &Dirs, (id, name): (&str, &str), change: Change) {
+    let event = |action: &str| emit(dirs, &Event::new("container", action, id, name));
+    match change {
+        Change::Started => {
+            state.status = Status::Running;
+            state.started_ns = Some(now_ns());
+            (state.exit_code, state.error, state.finished_ns) = (None, None, None);
+            event("start");
+        }
+        Change::Paused => {
+            state.status = Status::Paused;
+            event("pause");
+        }
+        Change::Unpaused => {
+            state.status = Status::Running;
+            event("unpause");
+        }
+        Change::Stopping => state.stopped = true,
+        Change::TtlSoon => event("ttl-warning"),
+        Change::TtlOver => {
+            state.stopped = true;
+            event("ttl");
+        }
+        Change::Health(health) => {
+            state.health = Some(health);
+            event(match health {
+                Health::Starting => "health_status: starting",
+                Health::Healthy => "health_status: healthy",
+                Health::Unhealthy => "health_status: unhealthy",
+            });
+        }
+    }
+    // The state on disk lags behind until the next change; the container itself is not hurt.
+    let _ = container.save(state);
+}
+
+/// The hidden verb's arguments, made whole.
+pub fn inherit(dirs: &Dirs, id: &str, locks: [i32; 2]) -> Result<Container, RunError> {
+    let host = |source| RunError::Host { action: "take over the container's locks", source };
+    let id = ContainerId::parse(id).ok_or_else(|| host(std::io::ErrorKind::InvalidInput.into()))?;
+    let [run, data] = locks.map(spawn::inherited);
+    Ok(Container::inherit(dirs, id, [run.map_err(host)?, data.map_err(host)?]))
+}
