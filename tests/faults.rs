@@ -13,9 +13,11 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 fn main() -> ExitCode {
     run_tests(vec![
         test("a_killed_vmm_is_reported_and_swept", &[Need::Kvm], killed_vmm),
-        test("a_killed_cli_takes_its_vm_with_it", &[Need::Kvm], killed_cli),
+        test("a_killed_keeper_takes_its_vm_with_it", &[Need::Kvm], killed_keeper),
+        test("a_container_outlives_its_killed_caller", &[Need::Kvm], killed_cli),
+        test("a_container_that_is_kept_is_told_to_have_lost_its_keeper", &[Need::Kvm], lost_container),
         test(
-            "a_run_killed_at_any_moment_leaves_nothing_after_the_next_command",
+            "a_run_killed_at_any_moment_leaves_nothing_that_rm_does_not_remove",
             &[Need::Kvm],
             killed_at_any_moment,
         ),
@@ -52,7 +54,8 @@ fn swept(installation: &Installation) -> anyhow::Result<()> {
 fn killed_vmm() -> anyhow::Result<()> {
     let installation = Installation::new()?;
     let child = sleeper(&installation)?;
-    kill_process(child_of(child.id())?.context("no VMM")?, Signal::KILL)?;
+    let keeper = child_of(child.id())?.context("no keeper")?;
+    kill_process(child_of(raw(keeper))?.context("no VMM")?, Signal::KILL)?;
     let output = finish(child, GUEST_DEADLINE)?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(125), "{}: {stderr}", output.status);
@@ -60,18 +63,69 @@ fn killed_vmm() -> anyhow::Result<()> {
     swept(&installation)
 }
 
+fn killed_keeper() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let child = sleeper(&installation)?;
+    let keeper = child_of(child.id())?.context("no keeper")?;
+    let vmm = child_of(raw(keeper))?.context("no VMM")?;
+    kill_process(keeper, Signal::KILL)?;
+    let output = finish(child, GUEST_DEADLINE)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125) && stderr.contains("keeper"), "{}: {stderr}", output.status);
+    gone(vmm, "the VMM outlives its keeper")?;
+    swept(&installation)
+}
+
 fn killed_cli() -> anyhow::Result<()> {
     let installation = Installation::new()?;
     let mut child = sleeper(&installation)?;
-    let vmm = child_of(child.id())?.context("no VMM")?;
+    let keeper = child_of(child.id())?.context("no keeper")?;
     child.kill()?;
     child.wait()?;
+    let id = installation.stdout(["ps", "-q"])?;
+    let stdout = installation.stdout(["exec", id.trim(), "echo", "still", "here"])?;
+    ensure!(stdout == "still here\n", "{stdout:?}");
+    installation.stdout(["rm", "-f", id.trim()])?;
+    gone(keeper, "the keeper outlives its container")?;
+    swept(&installation)
+}
+
+fn lost_container() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let image = busybox_reference()?;
+    installation.stdout(["run", "-d", "--name", "lost", "--network", "none", &image, "sleep", "1000"])?;
+    let pid = |field: &str| -> anyhow::Result<Pid> {
+        let text = installation.stdout(["inspect", "-f", &format!("{{{{.State.{field}}}}}"), "lost"])?;
+        Pid::from_raw(text.trim().parse()?).context("no process")
+    };
+    let (keeper, vmm) = (pid("KeeperPid")?, pid("Pid")?);
+    kill_process(keeper, Signal::KILL)?;
+    gone(vmm, "the VMM outlives its keeper")?;
+    let state = installation.stdout([
+        "inspect",
+        "-f",
+        "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}",
+        "lost",
+    ])?;
+    ensure!(state.starts_with("exited 137 ") && state.contains("keeper was killed"), "{state:?}");
+    // Nothing of it is lost, and it can be started again.
+    installation.stdout(["start", "lost"])?;
+    ensure!(installation.stdout(["exec", "lost", "echo", "again"])? == "again\n");
+    installation.stdout(["rm", "-f", "lost"])?;
+    swept(&installation)
+}
+
+fn raw(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
+fn gone(pid: Pid, complaint: &str) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(20);
-    while alive(vmm) {
-        ensure!(Instant::now() < end, "the VMM outlives its caller");
+    while alive(pid) {
+        ensure!(Instant::now() < end, "{complaint}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    swept(&installation)
+    Ok(())
 }
 
 /// Alive and not a zombie that waits for whoever adopted it.
@@ -83,17 +137,25 @@ fn alive(pid: Pid) -> bool {
 fn killed_at_any_moment() -> anyhow::Result<()> {
     let installation = Installation::new()?;
     let image = busybox_reference()?;
-    for milliseconds in [1, 3, 10, 20, 40, 80, 160, 320, 1000, 3000] {
+    let moments = [1, 3, 10, 10, 20, 20, 40, 40, 80, 80, 160, 160, 320, 320, 1000, 1000];
+    for (round, milliseconds) in moments.into_iter().enumerate() {
         let args = ["run", "--rm", "--network", "none", &image, "true"];
         let mut child = installation.command(args).spawn()?;
         std::thread::sleep(Duration::from_millis(milliseconds));
-        let vmm = child_of(child.id())?;
-        child.kill()?;
+        // In turn the caller and the keeper, where there is one yet.
+        let keeper = child_of(child.id())?.filter(|_| round % 2 == 1);
+        let vmm = keeper.map(|keeper| child_of(raw(keeper))).transpose().ok().flatten().flatten();
+        match keeper {
+            Some(keeper) => kill_process(keeper, Signal::KILL)?,
+            None => child.kill()?,
+        }
         child.wait()?;
-        let end = Instant::now() + Duration::from_secs(20);
-        while vmm.is_some_and(alive) {
-            ensure!(Instant::now() < end, "killed after {milliseconds} ms, the VMM outlives its caller");
-            std::thread::sleep(Duration::from_millis(20));
+        if let Some(vmm) = vmm {
+            gone(vmm, &format!("killed after {milliseconds} ms, the VMM outlives its keeper"))?;
+        }
+        for id in installation.stdout(["ps", "-aq"])?.lines() {
+            // It may be on its own way out meanwhile.
+            finish(installation.command(["rm", "-f", id]).spawn()?, GUEST_DEADLINE)?;
         }
         swept(&installation).with_context(|| format!("killed after {milliseconds} ms"))?;
     }

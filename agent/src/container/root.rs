@@ -2,9 +2,10 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use agent_protocol::message::RootPlan;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::mount::{MountFlags, mount_move, mount_remount};
 use rustix::process::{chdir, chroot, fchdir};
 
@@ -14,6 +15,10 @@ use crate::failure::{Context, Failure};
 /// No thread that reads every block bitmap and zeroes inode tables after the mount: the layer is a new sparse
 /// file, and on a host that emulates guest ring 0 checksumming its bitmaps costs more than the mount.
 const DISK_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
+
+/// How often a drive without a medium is looked at, and how many times.
+const MEDIUM_INTERVAL: Duration = Duration::from_millis(2);
+const MEDIUM_LOOKS: u32 = 5000;
 
 const IMAGE: &str = "/run/image";
 const DISK: &str = "/run/disk";
@@ -32,6 +37,8 @@ pub struct Outside {
 /// A read-only container gets a layer in memory, so that mount points and `/etc/hosts` can be made before
 /// [`make_read_only`].
 pub fn enter(plan: &RootPlan) -> Result<Outside, Failure> {
+    wait_for_medium(&plan.image_device)?;
+    plan.writable_device.iter().try_for_each(|device| wait_for_medium(device))?;
     mount_at(&plan.image_device, IMAGE, "erofs", MountFlags::RDONLY, None)?;
     match &plan.writable_device {
         Some(device) => mount_at(device, DISK, "ext4", MountFlags::NOATIME, Some(DISK_OPTIONS))?,
@@ -47,6 +54,21 @@ pub fn enter(plan: &RootPlan) -> Result<Outside, Failure> {
     chroot(".").during("chroot")?;
     chdir("/").during("chdir")?;
     Ok(Outside { root, on_disk: plan.writable_device.is_some() })
+}
+
+/// Waits until a drive has a medium. In a clone of a machine whose drives were empty the kernel hears of them while the
+/// agent already runs.
+fn wait_for_medium(device: &str) -> Result<(), Failure> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    for _ in 0..MEDIUM_LOOKS {
+        let drive =
+            rustix::fs::openat(CWD, device, flags, Mode::empty()).during(&format!("open {device}"))?;
+        if rustix::fs::seek(&drive, SeekFrom::End(0)).during(&format!("measure {device}"))? > 0 {
+            return Ok(());
+        }
+        std::thread::sleep(MEDIUM_INTERVAL);
+    }
+    Err(Failure::agent(format!("the drive {device} stays empty")))
 }
 
 /// From now on nobody writes to the container's root.

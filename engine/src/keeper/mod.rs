@@ -42,7 +42,7 @@ use crate::log::writer::Writer;
 use crate::network::{Attachment, Network};
 use crate::process::VmProcess;
 use crate::run::machine::Machine;
-use crate::run::warm;
+use crate::run::warm::{Level, Warmer};
 use crate::session::signals::Signals;
 use crate::session::{Outcome, SessionError};
 use crate::template::{MakeError, Template, TemplateStore};
@@ -190,14 +190,19 @@ impl Keeper<'_> {
         Err(RunError::Session(SessionError::Vm("the machine could not be cloned".to_owned())))
     }
 
-    /// The template to clone. A disk that was used is not the one that the template's guest knows.
+    /// The template to clone. A disk that was used is not the one that an image's template knows, so then it is the
+    /// machine's.
     fn template(&mut self, machine: &Machine) -> Result<Option<Template>, MakeError> {
         let used = self.spec.plan.writable() && self.container.disk().exists();
         let hub = &mut self.hub;
         let notices = std::cell::RefCell::new(Vec::new());
         let notice = |text: &str| notices.borrow_mut().push(text.to_owned());
-        let cold = self.spec.machine.cold || used;
-        let template = warm::template(self.dirs, cold, machine, &self.spec.plan, &self.signals, &notice);
+        if self.spec.machine.cold {
+            return Ok(None);
+        }
+        let (plan, signals) = (&self.spec.plan, &self.signals);
+        let warmer = Warmer { dirs: self.dirs, machine, plan, signals, notice: &notice };
+        let template = warmer.template(if used { Level::Machine } else { Level::Image });
         notices.into_inner().into_iter().for_each(|text| hub.tell_all(&Reply::Notice(text)));
         template
     }

@@ -1,5 +1,6 @@
 //! The machine of a container: its configuration, its disks.
 
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::error::RunError;
 use crate::network::Attachment;
 use crate::plan::{Plan, resources};
 use crate::run::wants_network;
+use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
 use crate::{carried, kernel};
 
@@ -62,13 +64,13 @@ impl Machine {
     }
 
     /// What a template of it is made of.
-    pub fn ingredients(&self, plan: &Plan) -> Ingredients<'_> {
+    pub fn ingredients(&self, plan: &Plan, level: Level) -> Ingredients<'_> {
         Ingredients {
             kernel: &self.kernel,
             vcpus: self.vcpus,
             mem_size_mib: self.mem_size_mib,
             network: self.network,
-            rootfs: &self.rootfs,
+            rootfs: (level == Level::Image).then_some(&self.rootfs),
             writable: plan.writable(),
         }
     }
@@ -88,7 +90,7 @@ impl Machine {
         let partial = disk.with_extension("new");
         let host = |action| move |source| RunError::Host { action, source };
         let _ = std::fs::remove_file(&partial);
-        match template {
+        match template.filter(|template| template.layer().exists()) {
             Some(template) => copy_sparse(&template.layer(), &partial)
                 .map_err(host("copy the template's writable layer"))?,
             None => ext4::create_writable_layer(&partial, ext4::DEFAULT_SIZE)?,
@@ -121,6 +123,15 @@ impl Machine {
             restore: template.map(|template| RestoreConfig { snapshot: template.snapshot() }),
             control: Some(container.control()),
         }
+    }
+
+    /// Empties the drives of `config` that will have a medium of their own in every container.
+    pub fn take_media_out(&self, config: &mut VmConfig, container: &Container) -> io::Result<()> {
+        for disk in config.disks.iter_mut().filter(|disk| disk.path != self.agent) {
+            disk.path = container.data().join(format!("{}.empty", disk.serial));
+            std::fs::File::create(&disk.path)?;
+        }
+        Ok(())
     }
 
     fn disks(&self, container: &Container, plan: &Plan) -> Vec<DiskConfig> {

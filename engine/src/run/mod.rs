@@ -31,6 +31,7 @@ use crate::session::signals::Signals;
 use crate::template::MakeError;
 use crate::trace::Trace;
 use machine::Machine;
+use warm::{Level, Warmer};
 
 /// `--network`
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -156,7 +157,11 @@ impl Made {
         trace: &mut Trace,
     ) -> Result<Option<Outcome>, RunError> {
         let machine = Machine::of(&self.spec, dirs, self.container.data())?;
-        match warm::template(dirs, self.spec.machine.cold, &machine, &self.spec.plan, signals, notice) {
+        if self.spec.machine.cold {
+            return Ok(None);
+        }
+        let warmer = Warmer { dirs, machine: &machine, plan: &self.spec.plan, signals, notice };
+        match warmer.template(Level::Image) {
             Ok(None) => Ok(None),
             Ok(Some(_)) => {
                 trace.end("template");

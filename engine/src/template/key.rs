@@ -20,8 +20,9 @@ pub struct Ingredients<'a> {
     pub mem_size_mib: u32,
     /// Has a network interface.
     pub network: bool,
-    /// The image's root filesystem, a file whose name follows from its content.
-    pub rootfs: &'a Path,
+    /// The image's root filesystem, a file whose name follows from its content; `None` for a machine whose drives are
+    /// empty.
+    pub rootfs: Option<&'a Path>,
     /// Has a writable layer on a disk.
     pub writable: bool,
 }
@@ -47,7 +48,10 @@ impl Key {
         line("vcpus", vcpus);
         line("memory", mem_size_mib);
         line("network", network);
-        line("rootfs", &rootfs.file_name().unwrap_or_default().display());
+        match rootfs.map(|rootfs| rootfs.file_name().unwrap_or_default()) {
+            Some(name) => line("rootfs", &name.display()),
+            None => line("no rootfs", &""),
+        }
         line("writable", writable);
         let digest = Sha256::digest(text.as_bytes());
         Ok(Self(digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()))
@@ -91,7 +95,7 @@ mod tests {
             vcpus: 1,
             mem_size_mib: 128,
             network: false,
-            rootfs: &rootfs,
+            rootfs: Some(&rootfs),
             writable: true,
         };
         let key = Key::of(&plain).unwrap();
@@ -105,7 +109,8 @@ mod tests {
             Ingredients { vcpus: 2, ..plain },
             Ingredients { mem_size_mib: 256, ..plain },
             Ingredients { network: true, ..plain },
-            Ingredients { rootfs: &other_file, ..plain },
+            Ingredients { rootfs: Some(&other_file), ..plain },
+            Ingredients { rootfs: None, ..plain },
             Ingredients { writable: false, ..plain },
         ];
         for ingredients in &changed {

@@ -1,7 +1,10 @@
-//! Making a template: a machine boots, its agent mounts the image's root, and there it is saved.
+//! Making a template: a machine boots, or is a clone of one that did; its agent may mount an image's root; and there it
+//! is saved.
 //!
 //! ```text
-//! lock ─► boot ─► Hello ─► Prepare ─► Prepared ─► hang up ─► rest ─► pause ─► snapshot, copy of the layer ─► publish
+//! machine: lock ─► boot ─► Hello ─► hang up ─► rest ─► pause ─► snapshot ─► publish
+//! image:   lock ─► clone of the machine's ─► Prepare ─► Prepared ─► hang up ─► rest ─► pause
+//!               ─► snapshot, copy of the layer ─► publish
 //! ```
 
 use std::io;
@@ -11,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_protocol::message::{AgentMessage, HostMessage, RootPlan};
-use agent_protocol::{HOST_PORT, PROTOCOL_VERSION};
+use agent_protocol::{AGENT_PORT, HOST_PORT, PROTOCOL_VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmm::config::{NetConfig, VmConfig, VmEvent};
@@ -69,8 +72,8 @@ pub struct Maker<'a> {
     pub config: VmConfig,
     /// Its network interface.
     pub tap: Option<OwnedFd>,
-    /// What the agent mounts.
-    pub root: RootPlan,
+    /// What the agent mounts; nothing in the template of a machine.
+    pub root: Option<RootPlan>,
     /// Ends the making.
     pub signals: &'a Signals,
 }
@@ -120,6 +123,7 @@ impl Maker<'_> {
         let keep = |action| move |source| MakeError::Keep { action, source };
         let socket = PathBuf::from(format!("{}_{HOST_PORT}", self.container.vsock().display()));
         let listener = UnixListener::bind(&socket).map_err(keep("listen for the agent"))?;
+        let _ = std::fs::remove_file(self.container.control());
         self.config.control = Some(self.container.control());
         // The guest's address is given to each clone, so any will do here.
         let mac = [2, 0, 0, 0, 0, 1];
@@ -133,7 +137,7 @@ impl Maker<'_> {
         let mut control = Client::connect(&self.container.control(), SAVE_TIMEOUT)?;
         control.ask(&Request::Pause)?;
         control.ask(&Request::Snapshot { dir: snapshot(directory) })?;
-        if self.root.writable_device.is_some() {
+        if self.root.as_ref().is_some_and(|root| root.writable_device.is_some()) {
             copy_sparse(&self.container.disk(), &layer(directory))
                 .map_err(keep("copy the writable layer"))?;
         }
@@ -141,7 +145,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    /// Waits until the agent has mounted the root, and hangs up.
+    /// Waits until the agent is there and has mounted the root, and hangs up.
     fn prepare(&self, vm: &mut VmProcess, listener: &UnixListener) -> Result<(), MakeError> {
         let mut boot = Boot::new(&self.config, Instant::now());
         let console = self.container.console_log();
@@ -157,8 +161,18 @@ impl Maker<'_> {
                     Read::Events(events) => {
                         for event in events {
                             boot.event(&event, Instant::now());
-                            if let VmEvent::Failed { message } = event {
-                                return Err(SessionError::Vm(message).into());
+                            match event {
+                                VmEvent::Failed { message } => return Err(SessionError::Vm(message).into()),
+                                VmEvent::Started { .. } if self.config.restore.is_some() => {
+                                    let mut dialled =
+                                        Link::dial(&self.container.vsock(), AGENT_PORT).map_err(host)?;
+                                    dialled.flush().map_err(|source| SessionError::Link {
+                                        source,
+                                        console: String::new(),
+                                    })?;
+                                    link = Some(dialled);
+                                }
+                                _ => {}
                             }
                         }
                     }
@@ -195,15 +209,16 @@ impl Maker<'_> {
     /// Handles what the agent said; true when the root is there.
     fn converse(&self, link: &mut Link, console: &Path) -> Result<bool, MakeError> {
         let broken = |source| SessionError::Link { source, console: console_tail(console) };
-        let messages = match link.receive().map_err(broken)? {
+        let messages = match link.flush().and_then(|()| link.receive()).map_err(broken)? {
             Received::Messages(messages) => messages,
             Received::End => return Err(SessionError::Protocol("hung up".into()).into()),
         };
         for message in messages {
             match message {
-                AgentMessage::Hello { protocol, .. } if protocol == PROTOCOL_VERSION => {
-                    link.send(&HostMessage::Prepare(self.root.clone())).map_err(broken)?;
-                }
+                AgentMessage::Hello { protocol, .. } if protocol == PROTOCOL_VERSION => match &self.root {
+                    Some(root) => link.send(&HostMessage::Prepare(root.clone())).map_err(broken)?,
+                    None => return Ok(true),
+                },
                 AgentMessage::Prepared => return Ok(true),
                 AgentMessage::Failed { message, .. } => {
                     let text = format!(
