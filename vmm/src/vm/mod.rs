@@ -13,10 +13,12 @@ mod build;
 mod generation;
 mod machine;
 mod requests;
+mod saving;
 mod snapshot;
 mod spare;
 mod state;
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::GuestRam;
@@ -27,16 +29,22 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::BuildError;
 pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
+pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
 use crate::config::{VmConfig, VmExit};
+use crate::dirty::DirtyLog;
 use crate::memory;
 use crate::report::{self, Report, Reporter, Reports};
 use crate::stop::StopSignals;
 use crate::vcpu::{Vcpu, VcpuHandle, VcpuThreadError};
 use crate::vm::generation::Stood;
 use crate::vm::machine::Machine;
+use crate::vm::saving::{Saving, SharedLog};
 use crate::worker::{Worker, WorkerError};
+
+/// A guest need not know of a pause that is no longer.
+pub const SHORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A request that the VM's state does not allow.
 #[derive(Debug, thiserror::Error)]
@@ -99,9 +107,15 @@ pub struct Vm {
     machine: Machine,
     reporter: Reporter,
     reports: Reports,
-    vm: std::sync::Arc<kvm_ioctls::VmFd>,
+    vm: Arc<kvm_ioctls::VmFd>,
     memory: GuestRam,
     emulated_ring0: bool,
+    /// Which pages are dirty; off unless somebody wants differential snapshots.
+    log: SharedLog,
+    /// A snapshot that is being written.
+    saving: Option<Saving>,
+    /// When the vCPUs of a paused VM left the guest.
+    paused_at: Option<Instant>,
     /// Of a restored VM that has not run yet.
     stood: Option<Stood>,
     ended: Option<VmExit>,
@@ -117,9 +131,15 @@ impl Vm {
     /// Builds the VM of `config` around `memory`, which holds what it held when `state` was saved.
     pub fn restore(config: &VmConfig, state: &VmState, memory: GuestRam) -> Result<Self, RestoreVmError> {
         let mut vm = Self::assemble(config, memory, state.console(), |_| Ok(()))?;
-        vm.load_state(state)?;
-        vm.stood = Some(state.stood());
+        vm.resume_from(state)?;
         Ok(vm)
+    }
+
+    /// Loads `state`; the guest is told of it when it starts.
+    fn resume_from(&mut self, state: &VmState) -> Result<(), RestoreVmError> {
+        self.load_state(state)?;
+        self.stood = Some(state.stood());
+        Ok(())
     }
 
     fn assemble(
@@ -132,6 +152,7 @@ impl Vm {
         let parts = build::parts(config, memory, &reporter, console)?;
         load(&parts)?;
         let worker = build::worker(&parts.machine, reports.wake(), config.vcpus)?;
+        let log = DirtyLog::new(parts.vm.clone(), parts.memory.clone(), None);
         Ok(Vm {
             vcpus: Vcpus::Ready(parts.vcpus),
             worker,
@@ -143,6 +164,9 @@ impl Vm {
             vm: parts.vm,
             memory: parts.memory,
             emulated_ring0: parts.emulated_ring0,
+            log: Arc::new(Mutex::new(log)),
+            saving: None,
+            paused_at: None,
             stood: None,
             ended: None,
         })
@@ -154,7 +178,11 @@ impl Vm {
             return Err(self.vcpus.refuse("start").into());
         };
         if let Some(stood) = self.stood.take() {
-            generation::renew(&self.vm, &self.memory, &self.machine.generation, vcpus, &stood)?;
+            let count = vcpus.len() as u32;
+            let step_ms = self.config.restore.as_ref().map_or(0, |restore| restore.step_ms);
+            let tsc = || vcpus.first().map_or(Ok(0), Vcpu::tsc).map_err(RenewError::Tsc);
+            let generation = &self.machine.generation;
+            generation::renew(&self.vm, &self.memory, generation, count, &stood, step_ms, tsc)?;
         }
         let vcpus = std::mem::take(vcpus);
         let handles = vcpus
@@ -178,6 +206,7 @@ impl Vm {
             let _ = left.recv();
         }
         self.vcpus = Vcpus::Paused(std::mem::take(handles));
+        self.paused_at = Some(Instant::now());
         self.worker.rest_devices();
         for slot in &self.machine.slots {
             slot.transport.quiesce();
@@ -185,11 +214,20 @@ impl Vm {
         Ok(())
     }
 
-    /// Lets a paused VM go on.
+    /// Lets a paused VM go on. After more than [`SHORT_PAUSE`] its guest is told as after a restore, so that its
+    /// timers do not fire all at once.
     pub fn resume(&mut self) -> Result<(), VmError> {
         let Vcpus::Paused(handles) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("resume").into());
         };
+        let paused = self.paused_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+        if let Some(first) = handles.first().filter(|_| paused > SHORT_PAUSE) {
+            let (tsc, khz) = first.tsc()?;
+            let stood = Stood::at_pause(&self.vm, tsc, khz, paused)?;
+            let (count, generation) = (handles.len() as u32, &self.machine.generation);
+            let tsc = || Ok(first.tsc()?.0);
+            generation::renew(&self.vm, &self.memory, generation, count, &stood, 0, tsc)?;
+        }
         self.worker.wake_devices();
         for handle in handles.iter() {
             handle.resume()?;
@@ -238,10 +276,9 @@ impl Vm {
             match report {
                 Report::FirstRun { at_ns } => observe(Happening::FirstRun { at_ns }),
                 Report::DriverReady { device } => observe(Happening::DriverReady { device }),
-                Report::Asked(asked) => {
-                    let answer = self.serve(&asked.request);
-                    asked.answer(&answer);
-                }
+                Report::Asked(asked) => self.serve(asked),
+                Report::Copied => self.saver_copied(),
+                Report::Saved(result) => self.saver_done(result),
                 Report::Exit(exit) => self.ended = Some(exit),
             }
         }
