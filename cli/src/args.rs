@@ -9,6 +9,7 @@ use crate::container_args::{
     PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
 };
 use crate::keep_command::KeepArgs;
+use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, SaveArgs, TagArgs};
 use crate::output::Format;
 use crate::run_options::RunArgs;
 
@@ -75,6 +76,18 @@ pub enum Command {
     Images(ListArgs),
     /// Remove images
     Rmi(RemoveArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Show how an image was built
+    History(HistoryArgs),
+    /// Put an image into a registry
+    Push(PushArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Bring the images of an archive into the store
+    Load(LoadArgs),
+    /// Make an image of a tar archive
+    Import(ImportArgs),
     /// Look at images
     #[command(subcommand)]
     Image(ImageCommand),
