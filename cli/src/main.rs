@@ -1,11 +1,12 @@
 //! The `lighter` command: a container image in its own microVM.
 
 mod args;
+mod change_commands;
 mod container_args;
 mod container_view;
 mod doctor;
-mod generate_commands;
 mod exchange_commands;
+mod generate_commands;
 mod image_commands;
 mod keep_command;
 mod lifecycle_commands;
@@ -103,6 +104,10 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Save(options) => exchange_commands::save(&dirs, &options)?,
         Command::Load(options) => exchange_commands::load(&dirs, &options)?,
         Command::Import(options) => exchange_commands::import(&dirs, options)?,
+        Command::Diff(options) => change_commands::diff(&dirs, &options)?,
+        Command::Cp(options) => change_commands::copy(&dirs, &options)?,
+        Command::Export(options) => change_commands::export(&dirs, &options)?,
+        Command::Commit(options) => change_commands::commit(&dirs, options)?,
         Command::Image(ImageCommand::Inspect(options)) => image_commands::inspect(&dirs, &options)?,
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,

@@ -9,7 +9,7 @@ impl Store {
     pub fn tag(&self, name: &str, target: &Reference) -> Result<(), StoreError> {
         check(target)?;
         self.refs.update(|names| {
-            let (_, record) = self.find(names, name)?;
+            let (_, record) = self.find_any(names, name)?;
             names.images.insert(target.to_string(), record);
             Ok(())
         })

@@ -4,7 +4,9 @@ mod dev;
 mod files;
 mod mounts;
 mod random;
-mod root;
+pub mod root;
+
+use std::os::fd::BorrowedFd;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan};
 use rustix::process::Pid;
@@ -102,6 +104,16 @@ impl Container {
             return Err(Failure { kind: FailureKind::Agent, message: "the container is not running".into() });
         }
         process::spawn(plan, First::No)
+    }
+
+    /// Where tools find the container's files: from when its root is there to the end of its main process.
+    pub fn place_for_tools(&self) -> Result<BorrowedFd<'_>, Failure> {
+        match (self.state, &self.prepared) {
+            (State::Prepared | State::Entered | State::Running(_), Some(prepared)) => {
+                Ok(prepared.outside.root())
+            }
+            _ => Err(Failure::agent("the container is not running")),
+        }
     }
 
     /// Whether `pid` is the main process.

@@ -93,7 +93,7 @@ impl Store {
     pub fn image(&self, name: &str) -> Result<Image, StoreError> {
         let lease = self.lease()?;
         let names = self.refs.load()?;
-        let (name, record) = self.find(&names, name)?;
+        let (name, record) = self.find_any(&names, name)?;
         self.load(&name, &record, lease)
     }
 
@@ -153,6 +153,17 @@ impl Store {
         let bytes = self.blobs.read(digest, MAX_MANIFEST_BYTES)?;
         Manifest::parse(&bytes)
             .map_err(|source: ManifestError| StoreError::Manifest { name: name.to_owned(), source })
+    }
+
+    /// A record that `text` means; several names of one image are no matter.
+    pub(crate) fn find_any(&self, names: &Names, text: &str) -> Result<(String, Record), StoreError> {
+        let matches = self.find_by_id(names, text);
+        match matches.split_first() {
+            Some(((name, first), rest)) if rest.iter().all(|(_, other)| other.manifest == first.manifest) => {
+                self.find(names, text).or_else(|_| Ok(((*name).clone(), (*first).clone())))
+            }
+            _ => self.find(names, text),
+        }
     }
 
     /// The one record that `text` means.

@@ -245,6 +245,8 @@ fn a_tag_is_one_more_name_and_keeps_the_image_alive() {
     let (fresh, [one, two]) = two();
     let id = fresh.store.image(&one).unwrap().config_digest.clone();
     fresh.store.tag(&id.hex()[..12], &two.parse().unwrap()).unwrap();
+    assert_eq!(fresh.store.image(id.short()).unwrap().config_digest, id, "an ID with two names");
+    assert!(fresh.store.remove(id.short()).is_err(), "which of the two?");
     fresh.store.remove(&one).unwrap();
     assert_eq!(fresh.store.image(&two).unwrap().config_digest, id);
     let digest = format!("x@{id}").parse().unwrap();
