@@ -24,7 +24,7 @@ const PROGRAMS: [Program; 2] = [
         profile: "agent",
         // At a fixed address: relocating itself would cost the guest page faults.
         rustflags: "-C target-feature=+crt-static -C relocation-model=static",
-        sources: &["agent", "agent_protocol"],
+        sources: &["agent", "agent_protocol", "archive"],
     },
     Program {
         package: "vmm",

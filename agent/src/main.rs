@@ -17,6 +17,7 @@ mod network;
 mod power;
 mod process;
 mod session;
+mod tools;
 mod transport;
 
 use failure::Failure;

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::tool::ToolPlan;
+
 /// Host to agent.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum HostMessage {
@@ -24,6 +26,9 @@ pub enum HostMessage {
     Resize(TerminalSize),
     /// Sync and power off now. Sent after everything that matters was read.
     PowerOff,
+    /// Run one of the agent's tools and give it this connection. Nothing else of this list but `Stdin` and `StdinEof`
+    /// may follow.
+    Tool(ToolPlan),
 }
 
 /// Agent to host.

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::change_commands::{CommitArgs, CopyArgs, DiffArgs, ExportArgs};
 use crate::container_args::{
     AttachArgs, ConsoleArgs, ContainersArgs, EventsArgs, ExecArgs, InspectContainerArgs, KillArgs, LogsArgs,
     PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
 };
+use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, SaveArgs, TagArgs};
 use crate::keep_command::KeepArgs;
 use crate::output::Format;
 use crate::run_options::RunArgs;
@@ -75,6 +77,26 @@ pub enum Command {
     Images(ListArgs),
     /// Remove images
     Rmi(RemoveArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Show how an image was built
+    History(HistoryArgs),
+    /// Put an image into a registry
+    Push(PushArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Bring the images of an archive into the store
+    Load(LoadArgs),
+    /// Make an image of a tar archive
+    Import(ImportArgs),
+    /// Show what a container changed in its image
+    Diff(DiffArgs),
+    /// Copy files into or out of a container
+    Cp(CopyArgs),
+    /// Write a container's files as a tar archive
+    Export(ExportArgs),
+    /// Make an image of what a container changed
+    Commit(CommitArgs),
     /// Look at images
     #[command(subcommand)]
     Image(ImageCommand),

@@ -1,9 +1,11 @@
 //! The `lighter` command: a container image in its own microVM.
 
 mod args;
+mod change_commands;
 mod container_args;
 mod container_view;
 mod doctor;
+mod exchange_commands;
 mod generate_commands;
 mod image_commands;
 mod keep_command;
@@ -96,6 +98,16 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Pull(options) => image_commands::pull(&dirs, &options)?,
         Command::Images(options) => image_commands::list(&dirs, &options)?,
         Command::Rmi(options) => image_commands::remove(&dirs, &options)?,
+        Command::Tag(options) => exchange_commands::tag(&dirs, &options)?,
+        Command::History(options) => exchange_commands::history(&dirs, &options)?,
+        Command::Push(options) => exchange_commands::push(&dirs, &options)?,
+        Command::Save(options) => exchange_commands::save(&dirs, &options)?,
+        Command::Load(options) => exchange_commands::load(&dirs, &options)?,
+        Command::Import(options) => exchange_commands::import(&dirs, options)?,
+        Command::Diff(options) => change_commands::diff(&dirs, &options)?,
+        Command::Cp(options) => change_commands::copy(&dirs, &options)?,
+        Command::Export(options) => change_commands::export(&dirs, &options)?,
+        Command::Commit(options) => change_commands::commit(&dirs, options)?,
         Command::Image(ImageCommand::Inspect(options)) => image_commands::inspect(&dirs, &options)?,
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exec;
+pub mod files;
 pub mod keeper;
 pub mod kernel;
 pub mod lock;

@@ -7,19 +7,26 @@
 //! ```
 
 pub mod auth;
+pub mod commit;
 pub mod digest;
 pub mod erofs;
 pub mod ext4;
+pub mod history;
 pub mod image;
 pub mod manifest;
+mod parallel;
 pub mod platform;
 pub mod progress;
 pub mod pull;
+pub mod push;
 pub mod reference;
 pub mod registry;
+mod retry;
 pub mod rootfs;
+pub mod save;
 pub mod source;
 pub mod store;
+mod tag;
 pub mod unpack;
 
 pub use digest::{ChainId, DiffId, Digest};

@@ -1,4 +1,4 @@
-//! Pulling from Debian's `docker-registry`, filled by `skopeo` with images that `umoci` made. Loopback only.
+//! Pulling from and pushing to Debian's `docker-registry`, with images that `umoci` made, against `skopeo`. Loopback only.
 //!
 //! A test whose programs are missing is counted as ignored, with the reason, never as passed.
 
@@ -8,7 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use images::auth::Keychain;
+use images::commit::{CommitOptions, LayerCompression};
+use images::push::PushOptions;
 use images::registry::RegistryOptions;
+use images::save::ArchiveKind;
 use images::{Image, PullError, PullOptions, PullPolicy, Silent, Store};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -31,13 +34,18 @@ fn main() {
         return;
     }
     let arguments = Arguments::from_args();
-    let tests: [Test; 6] = [
+    let tests: [Test; 11] = [
         ("images_in_both_formats_are_pulled_as_they_were_pushed", both_formats),
         ("zstd_layers_are_pulled", zstd_layers),
         ("a_password_is_asked_for_and_found", password),
         ("a_certificate_has_to_be_trusted", certificate),
         ("a_pull_killed_at_any_moment_leaves_a_store_that_works", killed),
         ("archives_of_skopeo_give_the_image_of_the_registry", archives),
+        ("what_is_pushed_is_what_skopeo_and_lighter_pull", pushed),
+        ("a_push_logs_in_and_says_so_if_it_cannot", push_password),
+        ("a_layer_of_another_repository_is_mounted", mounted),
+        ("saved_archives_are_read_by_skopeo", saved),
+        ("a_committed_layer_is_unpacked_by_umoci_and_counted_by_skopeo", committed),
     ];
     let lacking = PROGRAMS.into_iter().find(|program| !in_path(program));
     let trials = tests.into_iter().map(|(name, run)| {
@@ -90,25 +98,145 @@ fn zstd_layers() -> Outcome {
 }
 
 fn password() -> Outcome {
-    /// `user` with the password `secret`, by bcrypt.
-    const HTPASSWD: &str = "user:$2b$04$fIh2z8kyhhS72ggApHgW7OcKASNIwjG.wqFIh4zLvnpOfSFBMEaAe\n";
     let mut bench = Bench::new()?;
-    let htpasswd = bench.path("htpasswd");
-    std::fs::write(&htpasswd, HTPASSWD)?;
-    let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}", htpasswd.display());
-    let registry = bench.registry(&auth)?;
+    let registry = bench.private_registry()?;
     let name = format!("{}/private", registry.address);
     bench.push(&name, &["--dest-creds", "user:secret"])?;
     let error = bench.pull(&name).err().map(|error| error.to_string()).unwrap_or_default();
     check(error.contains("login"), &error)?;
-    // Podman's file, as `skopeo login` writes it.
-    let auth_file = bench.path("auth.json");
-    run(Command::new("skopeo")
-        .args(["login", "--tls-verify=false", "--username", "user", "--password", "secret", "--authfile"])
-        .arg(&auth_file)
-        .arg(&registry.address))?;
-    bench.options.registry.keychain = Keychain { files: vec![auth_file], helper_path: None };
+    bench.log_in(&registry)?;
     bench.pull(&name)?;
+    Ok(())
+}
+
+fn pushed() -> Outcome {
+    let bench = Bench::new()?;
+    let registry = bench.registry("")?;
+    for format in ["oci", "v2s2"] {
+        let origin = format!("{}/origin/{format}:1", registry.address);
+        bench.push(&origin, &["--format", format])?;
+        let pulled = bench.pull(&origin)?;
+        // A second registry, so that nothing is there already.
+        let other = Registry::start(&bench.path(&format!("other-{format}")), "")?;
+        let target = format!("{}/deep/er/{format}:2", other.address);
+        let sent = bench.store.push(&origin, Some(&target.parse()?), &bench.push_options(), &Silent)?;
+        check(sent.digest == pulled.manifest_digest && sent.sent > 0, "another digest")?;
+        let inspect = ["inspect", "--raw", "--tls-verify=false"];
+        let manifest = run(Command::new("skopeo").args(inspect).arg(format!("docker://{target}")))?;
+        check(images::Digest::of(manifest.as_bytes()) == sent.digest, "skopeo sees another manifest")?;
+        let layout = bench.path(&format!("copied-{format}"));
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"])
+            .args([format!("docker://{target}"), format!("oci:{}:x", layout.display())]))?;
+        let other_store = Store::open(bench.path(&format!("store-{format}")))?;
+        let again = other_store.pull(&target.parse()?, &bench.options, &Silent)?;
+        check(again.chain_id() == pulled.chain_id(), "another image")?;
+        let nothing = bench.store.push(&origin, Some(&target.parse()?), &bench.push_options(), &Silent)?;
+        check(nothing.sent == 0, "what is there was sent again")?;
+    }
+    Ok(())
+}
+
+fn push_password() -> Outcome {
+    let mut bench = Bench::new()?;
+    let registry = bench.private_registry()?;
+    let local = format!("oci:{}:latest", bench.layout.display());
+    bench.pull(&local)?;
+    let target = format!("{}/private:1", registry.address).parse()?;
+    let refused = bench.store.push(&local, Some(&target), &bench.push_options(), &Silent);
+    let refused = refused.err().map(|error| error.to_string()).unwrap_or_default();
+    check(refused.contains("login"), &refused)?;
+    bench.log_in(&registry)?;
+    bench.store.push(&local, Some(&target), &bench.push_options(), &Silent)?;
+    bench.pull(&target.to_string())?;
+    Ok(())
+}
+
+fn mounted() -> Outcome {
+    let bench = Bench::new()?;
+    let registry = bench.registry("")?;
+    let origin = format!("{}/team/base:1", registry.address);
+    bench.push(&origin, &[])?;
+    bench.pull(&origin)?;
+    let target = format!("{}/team/app:1", registry.address);
+    let sent = bench.store.push(&origin, Some(&target.parse()?), &bench.push_options(), &Silent)?;
+    check(sent.sent == 0, "a layer that the registry has was sent")?;
+    let other = Store::open(bench.path("other"))?;
+    other.pull(&target.parse()?, &bench.options, &Silent)?;
+    Ok(())
+}
+
+fn saved() -> Outcome {
+    let bench = Bench::new()?;
+    let local = format!("oci:{}:latest", bench.layout.display());
+    let image = bench.pull(&local)?;
+    let names = ["127.0.0.1:5000/one:1".to_owned(), "127.0.0.1:5000/two:2".to_owned()];
+    for name in &names {
+        bench.store.tag(&local, &name.parse()?)?;
+    }
+    for (kind, transport) in [(ArchiveKind::Docker, "docker-archive"), (ArchiveKind::Oci, "oci-archive")] {
+        let path = bench.path(transport);
+        bench.store.save_file(&names, kind, &path)?;
+        for name in &names {
+            let copy = bench.path(&format!("{transport}-{}", name.len() + usize::from(name.ends_with('2'))));
+            run(Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "--quiet"])
+                .arg(format!("{transport}:{}:{name}", path.display()))
+                .arg(format!("oci:{}:x", copy.display())))?;
+            let other = Store::open(bench.path("copies"))?;
+            let copied =
+                other.pull(&format!("oci:{}:x", copy.display()).parse()?, &bench.options, &Silent)?;
+            check(copied.chain_id() == image.chain_id(), transport)?;
+            check(copied.process() == image.process(), transport)?;
+        }
+    }
+    Ok(())
+}
+
+fn committed() -> Outcome {
+    let bench = Bench::new()?;
+    let local = format!("oci:{}:latest", bench.layout.display());
+    let base = bench.pull(&local)?;
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in [("new/file", "new"), (".wh.lower", "")] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o640);
+        tar.append_data(&mut header, path, content.as_bytes())?;
+    }
+    let tar = tar.into_inner()?;
+    for (compression, word) in [(LayerCompression::Gzip, "gzip"), (LayerCompression::Zstd, "zstd")] {
+        let options = CommitOptions {
+            compression,
+            changes: vec!["CMD [\"/new/file\"]".parse()?],
+            message: Some("round trip".into()),
+            ..CommitOptions::default()
+        };
+        let name = format!("127.0.0.1:5000/mine:{word}");
+        bench.store.commit(&base, &mut &*tar, Some(&name.parse()?), &options)?;
+        let path = bench.path(word);
+        bench.store.save_file(std::slice::from_ref(&name), ArchiveKind::Oci, &path)?;
+        let layout = bench.path(&format!("layout-{word}"));
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .arg(format!("oci-archive:{}:{name}", path.display()))
+            .arg(format!("oci:{}:x", layout.display())))?;
+        let inspected = run(Command::new("skopeo")
+            .args(["inspect", "--config"])
+            .arg(format!("oci:{}:x", layout.display())))?;
+        check(inspected.contains("round trip") && inspected.contains("/new/file"), &inspected)?;
+        if compression == LayerCompression::Zstd {
+            // Umoci knows no zstd; skopeo has just copied, and so verified, it.
+            continue;
+        }
+        let bundle = bench.path(&format!("bundle-{word}"));
+        run(Command::new("umoci")
+            .args(["unpack", "--rootless", "--image", &format!("{}:x", layout.display())])
+            .arg(&bundle))?;
+        let root = bundle.join("rootfs");
+        check(std::fs::read_to_string(root.join("new/file"))? == "new", "the new file")?;
+        check(root.join("upper").exists() && !root.join("lower").exists(), "the whiteout")?;
+    }
     Ok(())
 }
 
@@ -247,6 +375,30 @@ impl Bench {
     /// A registry; `more` is YAML below `http:` if it is indented, else beside it.
     fn registry(&self, more: &str) -> Result<Registry, Failed> {
         Registry::start(&self.dir.path().join("registry"), more)
+    }
+
+    /// A registry for `user` with the password `secret`.
+    fn private_registry(&self) -> Result<Registry, Failed> {
+        /// By bcrypt.
+        const HTPASSWD: &str = "user:$2b$04$fIh2z8kyhhS72ggApHgW7OcKASNIwjG.wqFIh4zLvnpOfSFBMEaAe\n";
+        let htpasswd = self.path("htpasswd");
+        std::fs::write(&htpasswd, HTPASSWD)?;
+        self.registry(&format!("auth: {{htpasswd: {{realm: test, path: {}}}}}", htpasswd.display()))
+    }
+
+    /// Writes Podman's file, as `skopeo login` does, and uses it from now on.
+    fn log_in(&mut self, registry: &Registry) -> Outcome {
+        let auth_file = self.path("auth.json");
+        run(Command::new("skopeo")
+            .args(["login", "--tls-verify=false", "--username", "user", "--password", "secret", "--authfile"])
+            .arg(&auth_file)
+            .arg(&registry.address))?;
+        self.options.registry.keychain = Keychain { files: vec![auth_file], helper_path: None };
+        Ok(())
+    }
+
+    fn push_options(&self) -> PushOptions {
+        PushOptions { registry: self.options.registry.clone(), ..PushOptions::default() }
     }
 
     fn push(&self, name: &str, options: &[&str]) -> Outcome {

@@ -8,11 +8,12 @@ use crate::{build, step};
 
 /// For each crate, our own crates that it may depend on. Tests and xtask may use any.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("agent", &["agent_protocol"]),
+    ("agent", &["agent_protocol", "archive"]),
     ("agent_protocol", &[]),
     ("arch", &[]),
+    ("archive", &[]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "images", "programs", "vmm"]),
+    ("engine", &["agent_protocol", "archive", "images", "programs", "vmm"]),
     ("images", &[]),
     ("lighter", &["engine", "images", "vmm"]),
     ("programs", &[]),

@@ -5,7 +5,9 @@ mod files;
 mod mounts;
 mod quiet;
 mod random;
-mod root;
+pub mod root;
+
+use std::os::fd::BorrowedFd;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan};
 use rustix::process::Pid;
@@ -104,6 +106,16 @@ impl Container {
             return Err(Failure { kind: FailureKind::Agent, message: "the container is not running".into() });
         }
         process::spawn(plan, First::No)
+    }
+
+    /// Where tools find the container's files: from when its root is there to the end of its main process.
+    pub fn place_for_tools(&self) -> Result<BorrowedFd<'_>, Failure> {
+        match (self.state, &self.prepared) {
+            (State::Prepared | State::Entered | State::Running(_), Some(prepared)) => {
+                Ok(prepared.outside.root())
+            }
+            _ => Err(Failure::agent("the container is not running")),
+        }
     }
 
     /// Whether `pid` is the main process.

@@ -1,7 +1,7 @@
 //! The container's root: the image, read-only, and a layer over it that takes every write.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use agent_protocol::message::RootPlan;
@@ -20,7 +20,10 @@ const DISK_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 const MEDIUM_INTERVAL: Duration = Duration::from_millis(2);
 const MEDIUM_LOOKS: u32 = 5000;
 
-const IMAGE: &str = "/run/image";
+/// The image's files, in the agent's own root.
+pub const IMAGE: &str = "/run/image";
+/// What the container wrote, in the agent's own root.
+pub const UPPER: &str = "/run/disk/upper";
 const DISK: &str = "/run/disk";
 const ROOT: &str = "/run/root";
 const OPTIONS: &CStr = c"lowerdir=/run/image,upperdir=/run/disk/upper,workdir=/run/disk/work";
@@ -44,7 +47,7 @@ pub fn enter(plan: &RootPlan) -> Result<Outside, Failure> {
         Some(device) => mount_at(device, DISK, "ext4", MountFlags::NOATIME, Some(DISK_OPTIONS))?,
         None => mount_at("layer", DISK, "tmpfs", MountFlags::empty(), Some(c"mode=755"))?,
     }
-    directory("/run/disk/upper", 0o755)?;
+    directory(UPPER, 0o755)?;
     directory("/run/disk/work", 0o755)?;
     mount_at("overlay", ROOT, "overlay", MountFlags::empty(), Some(OPTIONS))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -77,6 +80,11 @@ pub fn make_read_only() -> Result<(), Failure> {
 }
 
 impl Outside {
+    /// The agent's own root, which has [`IMAGE`] and [`UPPER`] in it.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     /// Goes back and leaves the disk clean, so that its next mount replays no journal. What fails here has
     /// been synced before and is replayed.
     pub fn close(self) {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::frame::{self, Decoder};
 use agent_protocol::message::{AgentMessage, ExitStatus, FailureKind, HostMessage};
+use agent_protocol::tool::ToolPlan;
 use agent_protocol::{MAX_CHUNK, PROTOCOL_VERSION};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use crate::clock;
 use crate::container::Container;
 use crate::failure::Failure;
 use crate::process::Process;
+use crate::tools;
 
 /// Bytes that may wait for the host before the process's output is left where it is.
 const OUT_HIGH_WATER: usize = 256 << 10;
@@ -153,10 +155,30 @@ impl Session {
                 self.started(started);
             }
             HostMessage::PowerOff => container.request_power_off(),
+            HostMessage::Tool(plan) => self.hand_over(plan, container),
             HostMessage::Stdin(bytes) => self.stdin(bytes),
             HostMessage::StdinEof => self.with_process(Process::end_stdin),
             HostMessage::Signal(signal) => self.with_process(|process| process.signal(signal)),
             HostMessage::Resize(size) => self.with_process(|process| process.resize(size)),
+        }
+    }
+
+    /// Gives the connection to a tool in a process of its own.
+    fn hand_over(&mut self, plan: ToolPlan, container: &mut Container) {
+        let started = match self.process {
+            None => container.place_for_tools().and_then(|place| {
+                let decoder = std::mem::take(&mut self.decoder);
+                tools::spawn(plan, place, &self.stream, decoder, &self.out)
+            }),
+            Some(_) => Err(Failure::agent("a session runs one process")),
+        };
+        match started {
+            // The tool has a copy of the descriptor, so this one goes without ending the connection.
+            Ok(()) => {
+                self.closed = true;
+                self.out = Vec::new();
+            }
+            Err(failure) => self.fail(failure),
         }
     }
 

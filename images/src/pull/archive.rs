@@ -53,23 +53,35 @@ impl Read for MemberReader {
 }
 
 impl Archive {
-    /// Opens an archive; a compressed one is decompressed below `store`.
+    /// Opens an archive; a compressed one is decompressed below `store`, and so is a copy made of what cannot be read
+    /// at any position.
     pub(super) fn open(path: &Path, store: &Store) -> Result<Self, super::PullError> {
         let failed = |source| ArchiveError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(std::io::Error::other("it is not a regular file")).into());
+        if file.metadata().map_err(failed)?.is_file() {
+            return Self::of_file(path, file, store);
         }
+        Self::spool(path, &mut file, store)
+    }
+
+    /// Copies a stream, which errors call `path`, and opens that.
+    pub(super) fn spool(path: &Path, stream: &mut dyn Read, store: &Store) -> Result<Self, super::PullError> {
+        let file = copy_aside(path, stream, store)?;
+        Self::of_file(path, file, store)
+    }
+
+    fn of_file(path: &Path, mut file: File, store: &Store) -> Result<Self, super::PullError> {
+        let failed = |source| ArchiveError::Read { path: path.to_owned(), source };
         let mut head = Vec::new();
         file.by_ref().take(8).read_to_end(&mut head).map_err(failed)?;
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let file = match Compression::sniff(&head) {
             Compression::None => file,
             Compression::Gzip => {
-                decompress(path, flate2::bufread::MultiGzDecoder::new(BufReader::new(file)), store)?
+                copy_aside(path, flate2::bufread::MultiGzDecoder::new(BufReader::new(file)), store)?
             }
             Compression::Zstd => {
-                decompress(path, zstd::stream::read::Decoder::new(file).map_err(failed)?, store)?
+                copy_aside(path, zstd::stream::read::Decoder::new(file).map_err(failed)?, store)?
             }
         };
         let members = table_of_contents(path, &file)?;
@@ -170,8 +182,8 @@ fn normalize(name: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Decompresses into a file without a name, which vanishes when it is closed, whatever happens.
-fn decompress(path: &Path, reader: impl Read, store: &Store) -> Result<File, super::PullError> {
+/// Copies into a file without a name, which vanishes when it is closed, whatever happens.
+fn copy_aside(path: &Path, reader: impl Read, store: &Store) -> Result<File, super::PullError> {
     let dir = store.blobs.partial_dir();
     let failed = |source| StoreError::file("write an unpacked archive in", &dir, source);
     let mut file = tempfile::tempfile_in(&dir).map_err(failed)?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -19,71 +20,91 @@ use crate::reference::Reference;
 
 const KIND: &str = "an archive of docker save";
 
+/// One image of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+pub(super) struct Entry {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
 }
 
-/// An archive whose blobs are known by their digest.
+impl Entry {
+    /// The names of the image.
+    pub(super) fn repo_tags(&self) -> impl Iterator<Item = &str> {
+        self.repo_tags.iter().flatten().map(String::as_str)
+    }
+}
+
+/// An archive, and the blobs of those of its images that were resolved, by their digest.
 pub(super) struct DockerArchive {
     archive: Archive,
     /// The path in the archive of each blob.
     members: BTreeMap<Digest, String>,
 }
 
-/// The image called `reference`, or the only one.
-pub(super) fn resolve(
-    archive: Archive,
-    reference: Option<&Reference>,
-) -> Result<(Resolved, DockerArchive), PullError> {
-    let image = archive.path().display().to_string();
-    let refused = |source| PullError::Manifest { image: image.clone(), source };
-    let entry = choose(&archive, reference)?;
-    let config = archive.read_all(&entry.config, MAX_CONFIG_BYTES)?;
-    let config = config.ok_or_else(|| structure(&archive, "its configuration is missing or too large"))?;
-    let (_, diff_ids) = manifest::parse_config(&config, entry.layers.len()).map_err(refused)?;
-    let config_digest = Digest::of(&config);
-    let mut members = BTreeMap::from([(config_digest.clone(), entry.config)]);
-    let mut layers = Vec::new();
-    for (path, diff_id) in entry.layers.into_iter().zip(diff_ids) {
-        let layer = describe(&archive, &path, diff_id.0)?;
-        members.insert(layer.digest.clone(), path);
-        layers.push(layer);
+impl DockerArchive {
+    pub(super) fn new(archive: Archive) -> Self {
+        Self { archive, members: BTreeMap::new() }
     }
-    let config_type = "application/vnd.oci.image.config.v1+json".to_owned();
-    let config = BlobRef { digest: config_digest, size: config.len() as u64, media_type: config_type };
-    let bytes = synthesize(&config, &layers);
-    let manifest = Manifest::parse(&bytes).map_err(refused)?;
-    let digest = Digest::of(&bytes);
-    let resolved = Resolved { manifest, remote: digest.clone(), digest, bytes };
-    Ok((resolved, DockerArchive { archive, members }))
-}
 
-fn choose(archive: &Archive, reference: Option<&Reference>) -> Result<Entry, ArchiveError> {
-    let bytes = archive.read_all("manifest.json", MAX_MANIFEST_BYTES)?;
-    let bytes = bytes.ok_or_else(|| structure(archive, "it has no manifest.json"))?;
-    let mut entries: Vec<Entry> = serde_json::from_slice(&bytes)
-        .map_err(|error| structure(archive, &format!("its manifest.json is malformed: {error}")))?;
-    let wanted = |entry: &Entry| match reference {
-        None => true,
-        Some(reference) => {
-            let mut tags = entry.repo_tags.iter().flatten().filter_map(|tag| tag.parse::<Reference>().ok());
-            tags.any(|tag| tag == *reference)
+    /// Where the archive is.
+    pub(super) fn path(&self) -> &Path {
+        self.archive.path()
+    }
+
+    /// All images.
+    pub(super) fn entries(&self) -> Result<Vec<Entry>, ArchiveError> {
+        let archive = &self.archive;
+        let bytes = archive.read_all("manifest.json", MAX_MANIFEST_BYTES)?;
+        let bytes = bytes.ok_or_else(|| structure(archive, "it has no manifest.json"))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| structure(archive, &format!("its manifest.json is malformed: {error}")))
+    }
+
+    /// The image called `reference`, or the only one.
+    pub(super) fn choose(&self, reference: Option<&Reference>) -> Result<Entry, ArchiveError> {
+        let mut entries = self.entries()?;
+        let wanted = |entry: &Entry| match reference {
+            None => true,
+            Some(reference) => {
+                let mut tags = entry.repo_tags().filter_map(|tag| tag.parse::<Reference>().ok());
+                tags.any(|tag| tag == *reference)
+            }
+        };
+        let found: Vec<usize> = (0..entries.len()).filter(|at| wanted(&entries[*at])).collect();
+        if let [only] = found.as_slice() {
+            return Ok(entries.swap_remove(*only));
         }
-    };
-    let found: Vec<usize> = (0..entries.len()).filter(|at| wanted(&entries[*at])).collect();
-    match found.as_slice() {
-        [only] => Ok(entries.swap_remove(*only)),
-        _ => {
-            let tags = entries.iter().flat_map(|entry| entry.repo_tags.iter().flatten());
-            let tags: Vec<String> = tags.take(20).map(|tag| tag.chars().take(200).collect()).collect();
-            let available = format!("{} images ({})", entries.len(), tags.join(", "));
-            Err(ArchiveError::Choice { path: archive.path().to_owned(), available })
+        let tags = entries.iter().flat_map(Entry::repo_tags);
+        let tags: Vec<String> = tags.take(20).map(|tag| tag.chars().take(200).collect()).collect();
+        let available = format!("{} images ({})", entries.len(), tags.join(", "));
+        Err(ArchiveError::Choice { path: self.path().to_owned(), available })
+    }
+
+    /// Makes the manifest of an image.
+    pub(super) fn resolve(&mut self, entry: Entry) -> Result<Resolved, PullError> {
+        let archive = &self.archive;
+        let image = archive.path().display().to_string();
+        let refused = |source| PullError::Manifest { image: image.clone(), source };
+        let config = archive.read_all(&entry.config, MAX_CONFIG_BYTES)?;
+        let config = config.ok_or_else(|| structure(archive, "its configuration is missing or too large"))?;
+        let (_, diff_ids) = manifest::parse_config(&config, entry.layers.len()).map_err(refused)?;
+        let config_digest = Digest::of(&config);
+        self.members.insert(config_digest.clone(), entry.config);
+        let mut layers = Vec::new();
+        for (path, diff_id) in entry.layers.into_iter().zip(diff_ids) {
+            let layer = describe(archive, &path, diff_id.0)?;
+            self.members.insert(layer.digest.clone(), path);
+            layers.push(layer);
         }
+        let config_type = "application/vnd.oci.image.config.v1+json".to_owned();
+        let config = BlobRef { digest: config_digest, size: config.len() as u64, media_type: config_type };
+        let bytes = synthesize(&config, &layers);
+        let manifest = Manifest::parse(&bytes).map_err(refused)?;
+        let digest = Digest::of(&bytes);
+        Ok(Resolved { manifest, remote: digest.clone(), digest, bytes })
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::manifest::ManifestError;
 use crate::registry::RegistryError;
+use crate::retry::Retryable;
 use crate::store::StoreError;
 
 /// A failed pull.
@@ -57,10 +58,12 @@ pub enum PullError {
     Cancelled,
 }
 
-impl PullError {
-    /// Whether trying again may help.
-    pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Registry(error) if error.is_transient())
+impl Retryable for PullError {
+    fn registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Registry(error) => Some(error),
+            _ => None,
+        }
     }
 }
 

@@ -18,6 +18,9 @@ use crate::platform::Platform;
 /// The annotation that names an image in a layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
+/// The annotation by which containerd and Docker name an image in a layout.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
 /// An index may point to an index; more of that is a loop.
 const MAX_INDEX_DEPTH: usize = 3;
 
@@ -43,35 +46,58 @@ impl Layout {
         Self { path: archive.path().to_owned(), files: Files::Archive(archive) }
     }
 
+    /// Where the layout is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What its index names.
+    pub(super) fn entries(&self) -> Result<Vec<Descriptor>, PullError> {
+        let index = self.read("index.json")?;
+        match Document::parse(&index).map_err(|source| self.refused(source))? {
+            Document::Index(entries) => Ok(entries),
+            Document::Manifest(_) => Err(self.structure("its index.json is no index").into()),
+        }
+    }
+
     /// The manifest of the image called `tag`, or of the only one, for `platform`.
     pub(super) fn resolve(&self, tag: Option<&str>, platform: &Platform) -> Result<Resolved, PullError> {
-        let image = self.path.display().to_string();
-        let refused = |source| PullError::Manifest { image: image.clone(), source };
-        let index = self.read("index.json")?;
-        let entries = match Document::parse(&index).map_err(refused)? {
-            Document::Index(entries) => entries,
-            Document::Manifest(_) => return Err(self.structure("its index.json is no index").into()),
-        };
-        let mut entry = match tag {
+        let entries = self.entries()?;
+        let entry = match tag {
             Some(tag) => self.named(&entries, tag)?,
             None if entries.len() == 1 => &entries[0],
             None => self.only(&entries, platform)?,
-        }
-        .clone();
+        };
+        self.follow(entry, platform)
+    }
+
+    /// The manifest that an entry leads to.
+    pub(super) fn follow(&self, entry: &Descriptor, platform: &Platform) -> Result<Resolved, PullError> {
+        let image = self.path.display().to_string();
+        let mut entry = entry.clone();
         let mut remote = None;
         for _ in 0..MAX_INDEX_DEPTH {
-            let blob = BlobRef::parse("the image index", &entry).map_err(refused)?;
+            let blob = BlobRef::parse("the image index", &entry).map_err(|source| self.refused(source))?;
             let bytes = self.read(&blob_path(&blob.digest))?;
             verify(&blob.digest, &bytes).map_err(|reason| self.structure(&reason))?;
             let remote = remote.get_or_insert_with(|| blob.digest.clone()).clone();
-            match Document::parse(&bytes).map_err(refused)? {
+            match Document::parse(&bytes).map_err(|source| self.refused(source))? {
                 Document::Manifest(manifest) => {
                     return Ok(Resolved { manifest: *manifest, digest: blob.digest, bytes, remote });
                 }
                 Document::Index(entries) => entry = super::select(&image, platform, &entries)?.clone(),
             }
         }
-        Err(refused(ManifestError::Unsupported("an index of indexes for ever".to_owned())))
+        Err(self.refused(ManifestError::Unsupported("an index of indexes for ever".to_owned())))
+    }
+
+    /// What it means that no entry is for `platform`.
+    pub(super) fn nothing_for(&self, platform: &Platform) -> ArchiveError {
+        self.structure(&format!("it holds no image for {platform}"))
+    }
+
+    fn refused(&self, source: ManifestError) -> PullError {
+        PullError::Manifest { image: self.path.display().to_string(), source }
     }
 
     fn named<'a>(&self, entries: &'a [Descriptor], tag: &str) -> Result<&'a Descriptor, ArchiveError> {
@@ -161,6 +187,13 @@ impl Origin for Layout {
 
 fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+/// A whole reference that an entry is named by. A tag alone, which the specification allows too, names no image.
+pub(super) fn full_name(entry: &Descriptor) -> Option<&str> {
+    let containerd =
+        entry.annotations().as_ref().and_then(|all| all.get(CONTAINERD_NAME)).map(String::as_str);
+    containerd.or_else(|| name_of(entry).filter(|name| name.contains(['/', ':'])))
 }
 
 fn name_of(entry: &Descriptor) -> Option<&str> {

@@ -13,12 +13,14 @@ mod archive;
 mod docker;
 mod error;
 mod layout;
+mod load;
 mod origin;
 mod remote;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use error::{ArchiveError, PullError};
+pub use load::LoadFrom;
 use oci_spec::image::{Descriptor, ImageConfiguration};
 use origin::{Origin, Transfer};
 use remote::Remote;
@@ -29,7 +31,8 @@ use crate::manifest::{self, MAX_CONFIG_BYTES, Manifest, ManifestError};
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
-use crate::registry::{Client, RegistryOptions};
+use crate::registry::{Access, Client, RegistryOptions};
+use crate::retry::retried;
 use crate::source::ImageSource;
 use crate::store::{Lease, Record, Store, StoreError};
 
@@ -83,6 +86,7 @@ impl Default for PullOptions {
 }
 
 /// A manifest for one platform, verified, not yet stored.
+#[derive(Clone)]
 struct Resolved {
     manifest: Manifest,
     digest: Digest,
@@ -206,8 +210,8 @@ fn fetch(
             store.take(&job, resolved, &layout, lease)
         }
         ImageSource::DockerArchive { path, reference } => {
-            let archive = archive::Archive::open(path, store)?;
-            let (resolved, archive) = docker::resolve(archive, reference.as_ref())?;
+            let mut archive = docker::DockerArchive::new(archive::Archive::open(path, store)?);
+            let resolved = archive.resolve(archive.choose(reference.as_ref())?)?;
             store.take(&job, resolved, &archive, lease)
         }
         ImageSource::Dir(path) => directory(&name, path, lease.clone()),
@@ -222,8 +226,8 @@ fn from_registry(
     stored: Option<Image>,
 ) -> Result<Image, PullError> {
     let Job { options, progress, .. } = *job;
-    let client = remote::retried(options, "the connection", progress, || {
-        Ok(Client::connect(reference, &options.registry)?)
+    let client = retried(options.registry.timing, "the connection", progress, || {
+        Client::connect(reference, Access::Pull, &options.registry)
     })?;
     let remote = Remote { client: &client, reference, options, progress };
     if let Some(image) = stored {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::PullError;
 use crate::manifest::BlobRef;
+use crate::parallel;
 use crate::progress::{Event, Progress};
-use crate::registry::{MAX_RETRY_AFTER, Timing};
+use crate::registry::Timing;
+use crate::retry::{Retries, Retryable as _};
 use crate::store::{Begin, Partial, Store, StoreError};
 
 /// Bytes moved at once.
@@ -50,26 +50,7 @@ impl Transfer<'_> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<&BlobRef> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
         self.check_room(&blobs)?;
-        let (next, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let failure: Mutex<Option<PullError>> = Mutex::new(None);
-        let work = || {
-            while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if cancelled.load(Ordering::Relaxed) {
-                    return;
-                }
-                if let Err(error) = self.one(blob, &cancelled) {
-                    cancelled.store(true, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.parallel.clamp(1, blobs.len().max(1)) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        parallel::for_each(&blobs, self.parallel, |blob, cancelled| self.one(blob, cancelled))
     }
 
     fn one(&self, blob: &BlobRef, cancelled: &AtomicBool) -> Result<(), PullError> {
@@ -158,39 +139,6 @@ impl Transfer<'_> {
         if needed > available {
             return Err(StoreError::NoRoom { path: root.to_owned(), needed, available });
         }
-        Ok(())
-    }
-}
-
-/// Counts attempts and waits between them.
-pub(super) struct Retries {
-    timing: Timing,
-    attempt: u32,
-}
-
-impl Retries {
-    pub(super) fn new(timing: Timing) -> Self {
-        Self { timing, attempt: 1 }
-    }
-
-    /// Waits before the next attempt, or gives `error` back if there have been enough.
-    pub(super) fn pause(
-        &mut self,
-        error: PullError,
-        what: &str,
-        progress: &dyn Progress,
-    ) -> Result<(), PullError> {
-        if self.attempt >= self.timing.attempts {
-            return Err(error);
-        }
-        let doubled = self.timing.backoff.saturating_mul(1 << (self.attempt - 1).min(6));
-        let asked = match &error {
-            PullError::Registry(error) => error.retry_after().unwrap_or(Duration::ZERO),
-            _ => Duration::ZERO,
-        };
-        self.attempt += 1;
-        progress.event(Event::Retrying { what, reason: &error.to_string(), attempt: self.attempt });
-        std::thread::sleep(doubled.max(asked).min(MAX_RETRY_AFTER));
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! Pulling from a registry: name → index → manifest → blobs.
 
-use super::origin::{Opened, Origin, Retries};
+use super::origin::{Opened, Origin};
 use super::{PullError, PullOptions, Resolved};
 use crate::digest::Digest;
 use crate::manifest::{BlobRef, Document};
 use crate::progress::Progress;
 use crate::reference::{Reference, Version};
 use crate::registry::{Client, Fetched, RegistryError};
+use crate::retry::retried;
 
 /// An index may point to an index; more of that is a loop.
 const MAX_INDEX_DEPTH: usize = 3;
@@ -38,7 +39,7 @@ pub(super) struct Remote<'a> {
 impl Remote<'_> {
     /// What the registry calls the version of the reference now; `None` if it does not say.
     pub(super) fn current(&self) -> Result<Option<Digest>, PullError> {
-        self.retried("the manifest", || Ok(self.client.manifest_digest(self.reference.version())?))
+        Ok(self.retried(|| self.client.manifest_digest(self.reference.version()))?)
     }
 
     /// The manifest for the platform that is asked for.
@@ -46,8 +47,7 @@ impl Remote<'_> {
         let mut version = self.reference.version().clone();
         let mut remote = None;
         for _ in 0..MAX_INDEX_DEPTH {
-            let Fetched { digest, bytes } =
-                self.retried("the manifest", || Ok(self.client.manifest(&version)?))?;
+            let Fetched { digest, bytes } = self.retried(|| self.client.manifest(&version))?;
             let remote = remote.get_or_insert_with(|| digest.clone()).clone();
             match Document::parse(&bytes).map_err(|source| self.refused(source))? {
                 Document::Manifest(manifest) => {
@@ -72,23 +72,7 @@ impl Remote<'_> {
         PullError::Manifest { image: self.reference.familiar(), source }
     }
 
-    fn retried<T>(&self, what: &str, attempt: impl Fn() -> Result<T, PullError>) -> Result<T, PullError> {
-        retried(self.options, what, self.progress, attempt)
-    }
-}
-
-/// Repeats `attempt` while it fails in a way that may pass.
-pub(super) fn retried<T>(
-    options: &PullOptions,
-    what: &str,
-    progress: &dyn Progress,
-    attempt: impl Fn() -> Result<T, PullError>,
-) -> Result<T, PullError> {
-    let mut retries = Retries::new(options.registry.timing);
-    loop {
-        match attempt() {
-            Err(error) if error.is_transient() => retries.pause(error, what, progress)?,
-            result => return result,
-        }
+    fn retried<T>(&self, attempt: impl Fn() -> Result<T, RegistryError>) -> Result<T, RegistryError> {
+        retried(self.options.registry.timing, "the manifest", self.progress, attempt)
     }
 }

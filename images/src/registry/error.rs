@@ -75,7 +75,7 @@ pub enum RegistryError {
         detail: String,
     },
     /// Too many requests.
-    #[error("registry {registry} limits the number of pulls: {detail}; log in or try again later")]
+    #[error("registry {registry} limits the number of requests: {detail}; log in or try again later")]
     RateLimited {
         /// Host and port.
         registry: String,
@@ -130,6 +130,11 @@ impl RegistryError {
             Self::Status { status, .. } => matches!(status, 408 | 500 | 502 | 503 | 504),
             _ => false,
         }
+    }
+
+    /// Whether the registry does not know of an upload what the client knows of it, or not of it at all.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Status { status: 416, .. })
     }
 
     /// How long the registry asks to wait before the next attempt.

@@ -1,4 +1,5 @@
-//! A client for one repository of a registry: manifests and blobs, read only (OCI distribution-spec v1.1).
+//! A client for one repository of a registry: manifests and blobs, read and (`upload`) written (OCI
+//! distribution-spec v1.1).
 //!
 //! ```text
 //! request ─► 401 ─► challenge ─► token ─► request ─► 307 ─► another server (gets no Authorization) ─► bytes
@@ -11,6 +12,7 @@ mod challenge;
 mod error;
 mod tls;
 mod token;
+mod upload;
 mod url;
 
 use std::io::Read;
@@ -20,8 +22,9 @@ use std::time::Duration;
 
 use challenge::Challenge;
 pub use error::RegistryError;
+pub(crate) use upload::Upload;
 use ureq::http::{HeaderMap, Method, Response, Uri};
-use ureq::{Agent, Body};
+use ureq::{Agent, AsSendBody, Body, SendBody};
 
 use crate::auth::{CredentialError, Credentials, Keychain};
 use crate::digest::{Digest, Hasher};
@@ -36,6 +39,9 @@ const MAX_ERROR_BYTES: u64 = 16 << 10;
 
 /// The longest wait that a registry may ask for before the next attempt.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// How much longer than [`Timing::stall`] a registry may take to answer when it stores what it was sent.
+const STORE_PATIENCE: u32 = 10;
 
 /// How to talk to registries.
 #[derive(Clone, Debug)]
@@ -102,6 +108,51 @@ pub struct BlobStream {
     pub reader: Box<dyn Read + Send>,
 }
 
+/// What a client may do in its repository. A token is asked for no more than that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    Pull,
+    /// Read and write.
+    Push {
+        /// Another repository of the registry, whose blobs are taken over instead of sent.
+        mount_from: Option<String>,
+    },
+}
+
+/// A request that can be sent again after a challenge or a redirect.
+struct Request<'a> {
+    method: &'a Method,
+    headers: &'a [(&'a str, String)],
+    body: Content<'a>,
+    /// What errors call it.
+    what: &'a str,
+}
+
+/// Gives the bytes of a request's body, from their beginning, each time it is called.
+type OpenBody<'a> = &'a dyn Fn() -> std::io::Result<Box<dyn Read + 'a>>;
+
+/// The body of a request.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    /// None at all.
+    Empty,
+    /// A small one.
+    Bytes(&'a [u8]),
+    /// Bytes that are read while they are sent.
+    Part { open: OpenBody<'a>, length: u64 },
+}
+
+impl Content<'_> {
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::Empty => None,
+            Self::Bytes(bytes) => Some(bytes.len() as u64),
+            Self::Part { length, .. } => Some(*length),
+        }
+    }
+}
+
 /// A client for one repository. Used by several threads at once.
 pub struct Client {
     agent: Agent,
@@ -111,8 +162,11 @@ pub struct Client {
     /// `SCHEME://HOST[:PORT]`.
     base: Uri,
     plain_http_allowed: bool,
+    /// What a registry may take to store a blob that it got whole.
+    store_timeout: Duration,
     keychain: Keychain,
     reference: Reference,
+    access: Access,
     /// Looked up when the registry first asks, because a helper may bother the user.
     credentials: OnceLock<Result<Option<Credentials>, CredentialError>>,
     authorization: Mutex<Option<String>>,
@@ -120,7 +174,11 @@ pub struct Client {
 
 impl Client {
     /// Connects to the registry of `reference`; finds out about HTTPS only where plain HTTP is allowed too.
-    pub fn connect(reference: &Reference, options: &RegistryOptions) -> Result<Self, RegistryError> {
+    pub fn connect(
+        reference: &Reference,
+        access: Access,
+        options: &RegistryOptions,
+    ) -> Result<Self, RegistryError> {
         let registry = reference.registry().to_owned();
         let loopback = url::is_loopback(&registry);
         let host = url::endpoint(reference.registry());
@@ -146,8 +204,10 @@ impl Client {
             repository: reference.repository().to_owned(),
             image: reference.familiar(),
             plain_http_allowed: loopback || !options.tls_verify,
+            store_timeout: timing.stall.saturating_mul(STORE_PATIENCE),
             keychain: options.keychain.clone(),
             reference: reference.clone(),
+            access,
             credentials: OnceLock::new(),
             authorization: Mutex::new(None),
             registry,
@@ -231,7 +291,7 @@ impl Client {
         }
     }
 
-    /// Sends a request, answers a challenge once, follows redirects. Returns a success, or 416.
+    /// Sends a request without a body; returns a success, or 416.
     fn request(
         &self,
         method: &Method,
@@ -239,15 +299,20 @@ impl Client {
         headers: &[(&str, String)],
         what: &str,
     ) -> Result<Response<Body>, RegistryError> {
+        self.exchange(&Request { method, headers, body: Content::Empty, what }, uri)
+    }
+
+    /// Sends a request, answers a challenge once, follows redirects. Returns a success, or 416.
+    fn exchange(&self, request: &Request<'_>, uri: &Uri) -> Result<Response<Body>, RegistryError> {
         let mut uri = uri.clone();
         let mut challenged = false;
         let mut redirects = 0;
         loop {
             let trusted = url::same_origin(&uri, &self.base);
             let authorization = if trusted { self.authorization() } else { None };
-            let mut response = self.send(method, &uri, headers, authorization.as_deref())?;
+            let mut response = self.send(request, &uri, authorization.as_deref())?;
             match response.status().as_u16() {
-                200 | 206 | 416 => return Ok(response),
+                200..=299 | 416 => return Ok(response),
                 301 | 302 | 303 | 307 | 308 if redirects < MAX_REDIRECTS => {
                     uri = self.redirect(&uri, response.headers())?;
                     redirects += 1;
@@ -274,29 +339,43 @@ impl Client {
                     let registry = self.registry.clone();
                     return Err(RegistryError::RateLimited { registry, detail, retry_after });
                 }
-                _ => return Err(self.status_error(what, &mut response)),
+                _ => return Err(self.status_error(request.what, &mut response)),
             }
         }
     }
 
     fn send(
         &self,
-        method: &Method,
+        request: &Request<'_>,
         uri: &Uri,
-        headers: &[(&str, String)],
         authorization: Option<&str>,
     ) -> Result<Response<Body>, RegistryError> {
-        let mut request = match *method {
-            Method::HEAD => self.agent.head(uri),
-            _ => self.agent.get(uri),
-        };
-        for (name, value) in headers {
-            request = request.header(*name, value);
+        let mut builder = ureq::http::Request::builder().method(request.method).uri(uri);
+        for (name, value) in request.headers {
+            builder = builder.header(*name, value);
         }
         if let Some(value) = authorization {
-            request = request.header("authorization", value);
+            builder = builder.header("authorization", value);
         }
-        request.call().map_err(|error| self.failed(error))
+        if let Some(length) = request.body.length() {
+            builder = builder.header("content-length", length);
+        }
+        let unusable = |_| self.protocol("its address makes no request");
+        let sent = match request.body {
+            Content::Empty => self.agent.run(builder.body(()).map_err(unusable)?),
+            Content::Bytes(bytes) => self.writing(builder.body(bytes).map_err(unusable)?),
+            Content::Part { open, .. } => {
+                let mut reader = open().map_err(|source| self.interrupted(source))?;
+                self.writing(builder.body(SendBody::from_reader(&mut *reader)).map_err(unusable)?)
+            }
+        };
+        sent.map_err(|error| self.failed(error))
+    }
+
+    /// Sends what the registry has to store before it answers.
+    fn writing(&self, request: ureq::http::Request<impl AsSendBody>) -> Result<Response<Body>, ureq::Error> {
+        let request = self.agent.configure_request(request).timeout_recv_response(Some(self.store_timeout));
+        self.agent.run(request.build())
     }
 
     /// Gets a new authorization, unless another thread has since `used` was sent.

@@ -1,14 +1,14 @@
 //! The token dance: a registry says where tokens are to be had, and for how long nobody asks again.
 //!
-//! distribution-spec and `docs/spec/auth/token.md` of distribution. Tokens are asked for pulling this one repository,
-//! never for what the registry's challenge says: a hostile registry could ask for more.
+//! distribution-spec and `docs/spec/auth/token.md` of distribution. Tokens are asked for what the client is there for
+//! ([`Access`]), never for what the registry's challenge says: a hostile registry could ask for more.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::{Client, RegistryError, url};
+use super::{Access, Client, RegistryError, url};
 use crate::auth::Credentials;
 
 /// The largest answer of a token server; real tokens have a few kilobytes.
@@ -51,25 +51,28 @@ impl Client {
         if uri.scheme_str() == Some("http") && !self.plain_http_allowed {
             return Err(self.protocol("its token server is not on HTTPS"));
         }
-        let scope = format!("repository:{}:pull", self.repository);
-        let mut query = format!("scope={}", url::encode(&scope));
-        if let Some(service) = service {
-            query = format!("service={}&{query}", url::encode(service));
-        }
+        let service = service.map(|service| format!("service={}&", url::encode(service))).unwrap_or_default();
+        let scopes = self.access.scopes(&self.repository);
+        let query: Vec<String> = scopes.iter().map(|scope| format!("scope={}", url::encode(scope))).collect();
+        let query = service.clone() + &query.join("&");
         let sent = match credentials {
             Some(Credentials::IdentityToken(token)) => {
+                // Here scopes are one value (RFC 6749 section 3.3); below each is a parameter of its own.
                 let form = format!(
-                    "grant_type=refresh_token&client_id=lighter&refresh_token={}&{query}",
-                    url::encode(token)
+                    "grant_type=refresh_token&client_id=lighter&refresh_token={}&{service}scope={}",
+                    url::encode(token),
+                    url::encode(&scopes.join(" "))
                 );
                 self.agent.post(uri).content_type("application/x-www-form-urlencoded").send(form)
             }
             Some(Credentials::Basic { username, password }) => self
                 .agent
-                .get(with_query(&uri, &query))
+                .get(url::with_query(&uri, &query))
                 .header("authorization", basic(username, password))
                 .call(),
-            Some(Credentials::RegistryToken(_)) | None => self.agent.get(with_query(&uri, &query)).call(),
+            Some(Credentials::RegistryToken(_)) | None => {
+                self.agent.get(url::with_query(&uri, &query)).call()
+            }
         };
         let mut response = sent.map_err(|error| self.failed(error))?;
         match response.status().as_u16() {
@@ -90,9 +93,17 @@ impl Client {
     }
 }
 
-fn with_query(uri: &ureq::http::Uri, query: &str) -> String {
-    let separator = if uri.query().is_some() { '&' } else { '?' };
-    format!("{uri}{separator}{query}")
+impl Access {
+    fn scopes(&self, repository: &str) -> Vec<String> {
+        match self {
+            Self::Pull => vec![format!("repository:{repository}:pull")],
+            Self::Push { mount_from } => {
+                let own = format!("repository:{repository}:pull,push");
+                let other = mount_from.iter().map(|other| format!("repository:{other}:pull"));
+                std::iter::once(own).chain(other).collect()
+            }
+        }
+    }
 }
 
 fn basic(username: &str, password: &str) -> String {

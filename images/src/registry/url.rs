@@ -53,6 +53,12 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     (http && uri.host().is_some()).then_some(uri)
 }
 
+/// `uri` with one more parameter, or several, in its query.
+pub(super) fn with_query(uri: &Uri, query: &str) -> String {
+    let separator = if uri.query().is_some() { '&' } else { '?' };
+    format!("{uri}{separator}{query}")
+}
+
 /// Percent-encodes a query value or a form field.
 pub(super) fn encode(text: &str) -> String {
     use std::fmt::Write as _;

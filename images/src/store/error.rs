@@ -89,6 +89,12 @@ pub enum StoreError {
         /// The name or ID.
         name: String,
     },
+    /// A digest cannot be chosen.
+    #[error("{name} names a digest, which follows from an image's content: only a tag can be given to it")]
+    NotATag {
+        /// The reference.
+        name: String,
+    },
     /// An ID stands for several images.
     #[error("\"{id}\" stands for several images: {names}; use a name")]
     AmbiguousId {

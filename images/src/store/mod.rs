@@ -27,8 +27,9 @@ pub use error::StoreError;
 pub use gc::{Collected, DiskUsage, Removed, Usage};
 pub use lock::Lease;
 pub(crate) use partial::{Begin, Partial};
+pub(crate) use refs::Names;
 pub(crate) use refs::Record;
-use refs::{Names, Refs};
+use refs::Refs;
 use serde::Serialize;
 
 use crate::digest::{ChainId, Digest};
@@ -92,7 +93,7 @@ impl Store {
     pub fn image(&self, name: &str) -> Result<Image, StoreError> {
         let lease = self.lease()?;
         let names = self.refs.load()?;
-        let (name, record) = self.find(&names, name)?;
+        let (name, record) = self.find_any(&names, name)?;
         self.load(&name, &record, lease)
     }
 
@@ -148,14 +149,25 @@ impl Store {
         })
     }
 
-    fn manifest(&self, name: &str, digest: &Digest) -> Result<Manifest, StoreError> {
+    pub(crate) fn manifest(&self, name: &str, digest: &Digest) -> Result<Manifest, StoreError> {
         let bytes = self.blobs.read(digest, MAX_MANIFEST_BYTES)?;
         Manifest::parse(&bytes)
             .map_err(|source: ManifestError| StoreError::Manifest { name: name.to_owned(), source })
     }
 
+    /// A record that `text` means; several names of one image are no matter.
+    pub(crate) fn find_any(&self, names: &Names, text: &str) -> Result<(String, Record), StoreError> {
+        let matches = self.find_by_id(names, text);
+        match matches.split_first() {
+            Some(((name, first), rest)) if rest.iter().all(|(_, other)| other.manifest == first.manifest) => {
+                self.find(names, text).or_else(|_| Ok(((*name).clone(), (*first).clone())))
+            }
+            _ => self.find(names, text),
+        }
+    }
+
     /// The one record that `text` means.
-    fn find(&self, names: &Names, text: &str) -> Result<(String, Record), StoreError> {
+    pub(crate) fn find(&self, names: &Names, text: &str) -> Result<(String, Record), StoreError> {
         let normalized = text.parse::<ImageSource>().ok().map(|source| source.absolute().to_string());
         if let Some(found) = normalized.and_then(|name| names.images.get_key_value(&name)) {
             return Ok((found.0.clone(), found.1.clone()));

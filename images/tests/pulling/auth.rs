@@ -68,8 +68,8 @@ fn an_anonymous_token_is_enough_for_a_public_image() {
 fn an_identity_token_is_exchanged() {
     let registry = bearer(Fixture::new(&["a"]).content, |request| {
         request.method == "POST"
-            && request.body.contains("grant_type=refresh_token")
-            && request.body.contains("refresh_token=secret%2Btoken")
+            && request.text().contains("grant_type=refresh_token")
+            && request.text().contains("refresh_token=secret%2Btoken")
     });
     let mut fresh = Fresh::new();
     log_in(&mut fresh, &registry.address, r#"{"identitytoken":"secret+token"}"#);

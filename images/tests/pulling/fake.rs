@@ -17,12 +17,16 @@ pub struct Request {
     /// With the query.
     pub path: String,
     pub headers: BTreeMap<String, String>,
-    pub body: String,
+    pub body: Vec<u8>,
 }
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     pub fn is_blob(&self) -> bool {
@@ -113,6 +117,7 @@ pub struct Registry {
     thread: Option<JoinHandle<()>>,
 }
 
+type Cut = dyn Fn(&Request, usize) -> Option<usize> + Send + Sync;
 type Handler = dyn Fn(&Request, usize) -> Reply + Send + Sync;
 
 impl Registry {
@@ -123,11 +128,20 @@ impl Registry {
 
     /// Serves what `handler` says; it is also given the number of earlier requests for the same path.
     pub fn with(handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::cutting(|_, _| None, handler)
+    }
+
+    /// Like [`Registry::with`], but `cut` may say after how many bytes of a request's body the connection breaks. The
+    /// handler sees what came by then; nobody sees its answer.
+    pub fn cutting(
+        cut: impl Fn(&Request, usize) -> Option<usize> + Send + Sync + 'static,
+        handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let handler: Arc<Handler> = Arc::new(handler);
+        let (cut, handler): (Arc<Cut>, Arc<Handler>) = (Arc::new(cut), Arc::new(handler));
         let thread = {
             let (requests, stop) = (requests.clone(), stop.clone());
             std::thread::spawn(move || {
@@ -135,8 +149,9 @@ impl Registry {
                     if stop.load(Ordering::SeqCst) {
                         return;
                     }
-                    let (requests, stop, handler) = (requests.clone(), stop.clone(), handler.clone());
-                    std::thread::spawn(move || answer(stream.unwrap(), &requests, &stop, &*handler));
+                    let (requests, stop) = (requests.clone(), stop.clone());
+                    let (cut, handler) = (cut.clone(), handler.clone());
+                    std::thread::spawn(move || answer(stream.unwrap(), &requests, &stop, &*cut, &*handler));
                 }
             })
         };
@@ -167,25 +182,38 @@ impl Drop for Registry {
     }
 }
 
-fn answer(stream: TcpStream, requests: &Mutex<Vec<Request>>, stop: &AtomicBool, handler: &Handler) {
+fn answer(
+    stream: TcpStream,
+    requests: &Mutex<Vec<Request>>,
+    stop: &AtomicBool,
+    cut: &Cut,
+    handler: &Handler,
+) {
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let Some(request) = read_request(&stream) else {
+    let mut reader = BufReader::new(&stream);
+    let Some(mut request) = read_head(&mut reader) else {
         // A TLS handshake: this registry speaks plain HTTP.
         drop(stream.shutdown(Shutdown::Both));
         return;
     };
     let earlier = {
-        let mut requests = requests.lock().unwrap();
-        let earlier = requests.iter().filter(|earlier| earlier.path == request.path).count();
-        requests.push(request.clone());
-        earlier
+        let requests = requests.lock().unwrap();
+        requests.iter().filter(|earlier| earlier.path == request.path).count()
     };
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let cut = cut(&request, earlier);
+    request.body = vec![0; cut.unwrap_or(length).min(length)];
+    let whole = reader.read_exact(&mut request.body).is_ok() && cut.is_none();
+    requests.lock().unwrap().push(request.clone());
     let reply = handler(&request, earlier);
+    if !whole {
+        drop(stream.shutdown(Shutdown::Both));
+        return;
+    }
     send(stream, &reply, request.method == "HEAD", stop);
 }
 
-fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream);
+fn read_head(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
     let mut line = Vec::new();
     reader.read_until(b'\n', &mut line).ok()?;
     let line = String::from_utf8(line).ok()?;
@@ -198,10 +226,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request { method, path, headers, body: String::from_utf8(body).ok()? })
+    Some(Request { method, path, headers, body: Vec::new() })
 }
 
 fn send(mut stream: TcpStream, reply: &Reply, head_only: bool, stop: &AtomicBool) {

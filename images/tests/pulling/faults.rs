@@ -176,7 +176,7 @@ fn a_rate_limit_is_waited_for_if_it_is_short() {
 
     let registry = spoiled(&fixture, 1, |_, _| Reply::new(429, "").with("retry-after", "3600"));
     let error = Fresh::new().refused(&registry.image("app"));
-    assert!(error.contains("limits the number of pulls"), "{error}");
+    assert!(error.contains("limits the number of requests"), "{error}");
 }
 
 #[test]

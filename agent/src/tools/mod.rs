@@ -1,0 +1,122 @@
+//! The tools that the host runs in the container's file system: what changed, reading and writing trees as tar.
+//!
+//! Each runs in a process of its own, forked from the agent, and owns its connection to the host, so that neither a
+//! pipe nor the agent's loop stands between a file and the host. The container's root is its root: no link of the
+//! container leads out of it.
+
+mod changes;
+mod channel;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::Path;
+
+use agent_protocol::frame::Decoder;
+use agent_protocol::tool::{DIRECTORY, FILE, Source, ToolPlan, WritePlan};
+use archive::{ArchiveError, Incoming, On as _, Options, Owners, Target, Tree, Trust, extract};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{chdir, chroot, fchdir};
+
+use crate::container::root::{IMAGE, UPPER};
+use crate::failure::{Context as _, Failure, check};
+use channel::{Channel, Input, Output};
+
+type Result<T> = std::result::Result<T, ArchiveError>;
+
+/// Forks a tool that goes on with the connection `stream`. `decoder` has what came behind the plan, `unsent` what is to
+/// be sent before anything else. `outside` is the agent's own root.
+pub fn spawn(
+    plan: ToolPlan,
+    outside: BorrowedFd<'_>,
+    stream: &OwnedFd,
+    decoder: Decoder,
+    unsent: &[u8],
+) -> std::result::Result<(), Failure> {
+    // SAFETY: the agent has one thread, so the child may do all that a process may.
+    let pid = check(unsafe { libc::fork() }).during("fork")?;
+    if pid > 0 {
+        return Ok(());
+    }
+    let code = match take_descriptors(stream, outside) {
+        Ok((stream, outside)) => {
+            let mut channel = Channel::new(stream, decoder, unsent.to_vec());
+            let result = run(&plan, &outside, &mut channel);
+            i32::from(channel.finish(result).is_err())
+        }
+        Err(_) => 1,
+    };
+    // SAFETY: _exit takes no pointers; nothing of the agent's is to be run at the child's end.
+    unsafe { libc::_exit(code) }
+}
+
+/// Keeps the two descriptors and stderr, and closes everything else that is the agent's: pipes of other processes
+/// would stay open with it, and connections too.
+fn take_descriptors(stream: &OwnedFd, outside: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
+    rustix::io::ioctl_fionbio(stream, false)?;
+    // SAFETY: dup2 and close_range take no pointers. Descriptors 0 and 1 are owned by nobody in the agent; the owners
+    // of what is closed are never used or dropped, because the child ends in _exit.
+    unsafe {
+        check(libc::dup2(stream.as_raw_fd(), 0))?;
+        check(libc::dup2(outside.as_raw_fd(), 1))?;
+        check(libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) as libc::c_int)?;
+        Ok((OwnedFd::from_raw_fd(0), OwnedFd::from_raw_fd(1)))
+    }
+}
+
+fn run(plan: &ToolPlan, outside: &OwnedFd, channel: &mut Channel) -> Result<()> {
+    match plan {
+        ToolPlan::Changes { ignored } => {
+            go_outside(outside).on("go to", Path::new("the agent's root"))?;
+            channel.started()?;
+            changes::list(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel))
+        }
+        ToolPlan::ChangesArchive { ignored } => {
+            go_outside(outside).on("go to", Path::new("the agent's root"))?;
+            channel.started()?;
+            changes::archive(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel))
+        }
+        ToolPlan::Read { path, name, follow } => {
+            let tree = Tree::find(&Path::new("/").join(path), *follow)?;
+            channel.started()?;
+            let mut output = Output::new(channel);
+            let kind = if tree.is_directory() { DIRECTORY } else { FILE };
+            output.write_all(&[kind]).on("send", Path::new(path))?;
+            tree.pack(name, &mut output)
+        }
+        ToolPlan::ReadRoot => {
+            go_below_mounts().on("copy the mount of", Path::new("/"))?;
+            channel.started()?;
+            Tree::find(Path::new("/"), true)?.pack(".", &mut Output::new(channel))
+        }
+        ToolPlan::Write(plan) => write(plan, channel),
+    }
+}
+
+fn write(plan: &WritePlan, channel: &mut Channel) -> Result<()> {
+    let incoming = match &plan.source {
+        Source::Archive => Incoming::Archive,
+        Source::File { name } => Incoming::File { name },
+        Source::Directory { name } => Incoming::Directory { name: name.as_deref() },
+    };
+    let target = Target::find(&Path::new("/").join(&plan.path), incoming)?;
+    channel.started()?;
+    let owners = if plan.keep_ids { Owners::Kept } else { Owners::Root };
+    let options = Options { trust: Trust::Owner, owners };
+    extract(&mut Input::new(channel), &target, options, &mut |_| ())
+}
+
+/// The agent's own root becomes this process's.
+fn go_outside(outside: &OwnedFd) -> io::Result<()> {
+    fchdir(outside)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+/// A copy of the container's root mount, without the mounts in it, becomes this process's root.
+fn go_below_mounts() -> io::Result<()> {
+    let root = open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    go_outside(&root)
+}

@@ -1,0 +1,199 @@
+//! What containers changed: `lighter diff`, `cp`, `export` and `commit`.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Write, stdin, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use engine::container::record;
+use engine::dirs::Dirs;
+use engine::files::{CopyOptions, Guest};
+use images::{ImageSource, PullOptions, Reference, Silent, Store};
+use serde_json::json;
+
+use crate::exchange_commands::EditArgs;
+use crate::output::{self, Format};
+
+/// `lighter diff`
+#[derive(Args)]
+pub struct DiffArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+    /// Name or ID
+    container: String,
+}
+
+/// `lighter cp`
+#[derive(Args)]
+pub struct CopyArgs {
+    /// Keep owners
+    #[arg(short, long)]
+    archive: bool,
+    /// Follow a link that SOURCE is
+    #[arg(short = 'L', long)]
+    follow_link: bool,
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+    /// CONTAINER:PATH, a path of the host, or - for a tar archive from stdin
+    source: String,
+    /// CONTAINER:PATH, a path of the host, or - for a tar archive to stdout
+    destination: String,
+}
+
+/// `lighter export`
+#[derive(Args)]
+pub struct ExportArgs {
+    /// Write to this file [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name or ID
+    container: String,
+}
+
+/// `lighter commit`
+#[derive(Args)]
+pub struct CommitArgs {
+    /// What the new image says of itself.
+    #[command(flatten)]
+    edit: EditArgs,
+    /// Who made it
+    #[arg(short, long, value_name = "TEXT")]
+    author: Option<String>,
+    /// Name or ID
+    container: String,
+    /// The image's name [default: its ID]
+    #[arg(value_name = "NAME[:TAG]")]
+    name: Option<Reference>,
+}
+
+/// Prints what a container changed in its image.
+pub fn diff(dirs: &Dirs, args: &DiffArgs) -> anyhow::Result<()> {
+    let changes = guest(dirs, &args.container)?.changes()?;
+    match args.format {
+        Format::Json => output::print_json(&json!({"schema": "lighter.diff.v1", "changes": changes})),
+        Format::Table => {
+            let line = |change: &engine::files::FileChange| {
+                format!("{} {}\n", change.kind.letter(), change.path.escape_debug())
+            };
+            output::print(&changes.iter().map(line).collect::<String>())
+        }
+    }
+}
+
+/// Copies files into or out of a container.
+pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
+    let options = CopyOptions { archive: args.archive, follow: args.follow_link };
+    match (Place::parse(&args.source), Place::parse(&args.destination)) {
+        (Place::Container(name, path), Place::Host(destination)) => {
+            let guest = guest(dirs, name)?;
+            let mut left_out = |path: &Path| {
+                if !args.quiet {
+                    output::notice(&format!("{} is a device and is left out", path.display()));
+                }
+            };
+            Ok(guest.copy_out(path, destination, options, &mut left_out)?)
+        }
+        (Place::Container(name, path), Place::Stream) => {
+            let mut out = archive_out(None)?;
+            Ok(guest(dirs, name)?.copy_out_archive(path, options, &mut *out)?)
+        }
+        (Place::Host(source), Place::Container(name, path)) => {
+            Ok(guest(dirs, name)?.copy_in(source, path, options)?)
+        }
+        (Place::Stream, Place::Container(name, path)) => {
+            ensure!(!stdin().is_terminal(), "nothing to copy: - means a tar archive from stdin");
+            Ok(guest(dirs, name)?.copy_in_archive(&mut stdin().lock(), path, options)?)
+        }
+        (Place::Container(..), Place::Container(..)) => {
+            bail!("one side has to be this host: copy through `lighter cp A:PATH - | lighter cp - B:PATH`")
+        }
+        _ => bail!("neither side is a container: write CONTAINER:PATH"),
+    }
+}
+
+/// Writes a container's files as a tar archive.
+pub fn export(dirs: &Dirs, args: &ExportArgs) -> anyhow::Result<()> {
+    let guest = guest(dirs, &args.container)?;
+    Ok(guest.export(&mut *archive_out(args.output.as_deref())?)?)
+}
+
+/// Makes an image of what a container changed and prints its ID.
+pub fn commit(dirs: &Dirs, args: CommitArgs) -> anyhow::Result<()> {
+    let record = record::find(dirs, &args.container)?;
+    let store = Store::open(&dirs.data)?;
+    let base = match record.spec.image.parse() {
+        Ok(directory @ ImageSource::Dir(_)) => store.pull(&directory, &PullOptions::default(), &Silent)?,
+        _ => store.image(&record.spec.image_id).with_context(|| {
+            format!("the image {} of container {:?} is gone", record.spec.image, args.container)
+        })?,
+    };
+    let mut options = args.edit.commit_options();
+    options.author = args.author;
+    let image = Guest::of(&record)?.commit(&store, &base, args.name.as_ref(), &options)?;
+    output::print(&format!("{}\n", image.config_digest))
+}
+
+fn guest(dirs: &Dirs, container: &str) -> anyhow::Result<Guest> {
+    Ok(Guest::of(&record::find(dirs, container)?)?)
+}
+
+/// One side of a copy.
+enum Place<'a> {
+    Container(&'a str, &'a str),
+    Host(&'a Path),
+    Stream,
+}
+
+impl<'a> Place<'a> {
+    /// As Docker does: a path that begins with a dot or slash is the host's, whatever is in it.
+    fn parse(text: &'a str) -> Self {
+        match text.split_once(':') {
+            _ if text == "-" => Self::Stream,
+            Some((name, path)) if !text.starts_with(['/', '.']) && !name.contains('/') => {
+                Self::Container(name, path)
+            }
+            _ => Self::Host(Path::new(text)),
+        }
+    }
+}
+
+fn archive_out(path: Option<&Path>) -> anyhow::Result<Box<dyn Write>> {
+    match path {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+            Ok(Box::new(file))
+        }
+        None => {
+            ensure!(!stdout().is_terminal(), "an archive is nothing for a terminal: use -o FILE, or a pipe");
+            Ok(Box::new(stdout().lock()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_are_told_apart_as_docker_does() {
+        for (text, container) in [
+            ("c:/etc", Some(("c", "/etc"))),
+            ("c:", Some(("c", ""))),
+            ("c:a:b", Some(("c", "a:b"))),
+            ("./a:b", None),
+            ("/a:b", None),
+            ("d/a:b", None),
+            ("file", None),
+        ] {
+            let found = match Place::parse(text) {
+                Place::Container(name, path) => Some((name, path)),
+                _ => None,
+            };
+            assert_eq!(found, container, "{text}");
+        }
+        assert!(matches!(Place::parse("-"), Place::Stream));
+    }
+}

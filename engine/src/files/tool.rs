@@ -1,0 +1,240 @@
+//! A connection to one of the agent's tools: its output is read, its input written, both blocking.
+
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use agent_protocol::frame::{self, Decoder};
+use agent_protocol::message::{AgentMessage, ExitStatus, HostMessage};
+use agent_protocol::tool::{TOOL_CHUNK, ToolPlan};
+use agent_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::FilesError;
+
+/// Bytes read from the guest at once.
+const READ_CHUNK: usize = 256 << 10;
+
+/// Longest answer of the VMM to `CONNECT`.
+const MAX_ANSWER: u64 = 32;
+
+/// Characters of the guest's message that are shown.
+const MAX_MESSAGE: usize = 4096;
+
+/// A tool that runs.
+pub struct Tool {
+    stream: UnixStream,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+    /// Output that was not taken yet.
+    output: Vec<u8>,
+    taken: usize,
+    /// The tool said that everything is done.
+    done: bool,
+}
+
+impl Tool {
+    /// Starts a tool in the guest behind the vsock socket `vsock`.
+    pub fn start(vsock: &Path, plan: &ToolPlan) -> Result<Self, FilesError> {
+        let connect = |source| FilesError::Connect { path: vsock.to_owned(), source };
+        let mut stream = UnixStream::connect(vsock).map_err(connect)?;
+        let mut request = format!("CONNECT {AGENT_PORT}\n").into_bytes();
+        frame::encode(&HostMessage::Tool(plan.clone()), &mut request)
+            .map_err(|error| connect(io::Error::other(error)))?;
+        stream.write_all(&request).map_err(connect)?;
+        let mut answer = String::new();
+        let mut reader = BufReader::with_capacity(READ_CHUNK, &stream);
+        reader.by_ref().take(MAX_ANSWER).read_line(&mut answer).map_err(connect)?;
+        if !answer.starts_with("OK ") {
+            let said = answer.trim_end().to_owned();
+            return Err(connect(io::Error::other(format!("the VMM answered {said:?}"))));
+        }
+        let mut decoder = Decoder::default();
+        decoder.push(reader.buffer());
+        let mut tool =
+            Self { stream, decoder, buffer: vec![0; READ_CHUNK], output: Vec::new(), taken: 0, done: false };
+        match tool.message().map_err(FilesError::Lost)? {
+            AgentMessage::Hello { protocol: PROTOCOL_VERSION, .. } => {}
+            _ => return Err(FilesError::Lost(io::Error::other("its agent is of another version"))),
+        }
+        match tool.message().map_err(FilesError::Lost)? {
+            AgentMessage::Started { .. } => Ok(tool),
+            AgentMessage::Failed { message, .. } => Err(FilesError::Guest(shown(&message))),
+            _ => Err(FilesError::Lost(io::Error::other("its agent broke the protocol"))),
+        }
+    }
+
+    /// Says that no more input comes, and waits until the tool is done.
+    pub fn finish(mut self) -> Result<(), FilesError> {
+        self.send(&HostMessage::StdinEof).map_err(FilesError::Lost)?;
+        let ended = io::copy(&mut self, &mut io::sink());
+        ended.map(drop).map_err(FilesError::Transfer)
+    }
+
+    fn send(&mut self, message: &HostMessage) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        frame::encode(message, &mut bytes).map_err(io::Error::other)?;
+        self.stream.write_all(&bytes)
+    }
+
+    fn message(&mut self) -> io::Result<AgentMessage> {
+        loop {
+            if let Some(message) = self.decoder.next_message().map_err(io::Error::other)? {
+                return Ok(message);
+            }
+            match self.stream.read(&mut self.buffer) {
+                Ok(0) => return Err(io::Error::other("the guest ended, or its agent did")),
+                Ok(count) => self.decoder.push(self.buffer.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes the next message of a running tool.
+    fn advance(&mut self) -> io::Result<()> {
+        match self.message()? {
+            AgentMessage::Stdout(bytes) => (self.output, self.taken) = (bytes, 0),
+            AgentMessage::Exited(ExitStatus::Code(0)) => self.done = true,
+            AgentMessage::Failed { message, .. } => return Err(io::Error::other(shown(&message))),
+            _ => return Err(io::Error::other("its agent broke the protocol")),
+        }
+        Ok(())
+    }
+}
+
+/// The tool's output. Its end is the end of a tool that succeeded; anything else is an error.
+impl Read for Tool {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.taken == self.output.len() && !self.done {
+            self.advance()?;
+        }
+        let count = self.output.get(self.taken..).unwrap_or_default().read(buffer)?;
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+/// A tool's input, in large messages. What was written last is sent by [`Write::flush`].
+pub struct Input<'a> {
+    tool: &'a mut Tool,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Input<'a> {
+    /// To `tool`.
+    pub fn new(tool: &'a mut Tool) -> Self {
+        Self { tool, bytes: Vec::with_capacity(TOOL_CHUNK) }
+    }
+}
+
+impl Write for Input<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(TOOL_CHUNK - self.bytes.len());
+        self.bytes.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        if self.bytes.len() == TOOL_CHUNK {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        // A tool that failed says so at once; the rest need not be sent.
+        let mut fds = [PollFd::new(&self.tool.stream, PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
+            self.tool.advance()?;
+        }
+        let message = HostMessage::Stdin(std::mem::take(&mut self.bytes));
+        if let Err(error) = self.tool.send(&message) {
+            // What the tool said before it hung up says more.
+            while !self.tool.done {
+                self.tool.advance()?;
+            }
+            return Err(error);
+        }
+        if let HostMessage::Stdin(bytes) = message {
+            self.bytes = bytes;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A guest may say anything, of any length.
+fn shown(message: &str) -> String {
+    message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use agent_protocol::message::FailureKind;
+
+    use super::*;
+
+    fn hello() -> AgentMessage {
+        AgentMessage::Hello {
+            protocol: PROTOCOL_VERSION,
+            kernel_release: String::new(),
+            agent_start_ns: 0,
+            now_ns: 0,
+        }
+    }
+
+    /// A tool whose guest says `messages` and hangs up.
+    fn tool(messages: &[AgentMessage]) -> Result<Tool, FilesError> {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("v.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut bytes = b"OK 1\n".to_vec();
+        for message in messages {
+            frame::encode(message, &mut bytes).unwrap();
+        }
+        let guest = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).unwrap() > 13);
+            stream.write_all(&bytes).unwrap();
+        });
+        let tool = Tool::start(&path, &ToolPlan::ReadRoot);
+        guest.join().unwrap();
+        tool
+    }
+
+    fn failed(message: &str) -> AgentMessage {
+        AgentMessage::Failed { kind: FailureKind::Agent, message: message.into() }
+    }
+
+    #[test]
+    fn output_ends_where_the_tool_says_so() {
+        let started = AgentMessage::Started { pid: 1 };
+        let end = AgentMessage::Exited(ExitStatus::Code(0));
+        let parts = [b"ab".to_vec(), Vec::new(), b"c".to_vec()].map(AgentMessage::Stdout);
+        let [a, b, c] = parts;
+        let mut text = String::new();
+        tool(&[hello(), started, a, b, c, end]).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "abc");
+    }
+
+    #[test]
+    fn output_that_just_stops_or_fails_is_an_error() {
+        let started = || AgentMessage::Started { pid: 1 };
+        let part = || AgentMessage::Stdout(b"ab".to_vec());
+        for (last, why) in [(vec![], "the guest ended"), (vec![failed("no space\u{1b}[2J")], "no space[2J")] {
+            let messages: Vec<_> = [hello(), started(), part()].into_iter().chain(last).collect();
+            let error = tool(&messages).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tool_that_does_not_start_says_why() {
+        let Err(FilesError::Guest(message)) = tool(&[hello(), failed("no such file")]) else { panic!() };
+        assert_eq!(message, "no such file");
+        assert!(matches!(tool(&[hello()]), Err(FilesError::Lost(_))));
+    }
+}
