@@ -9,6 +9,7 @@ use crate::container_args::{
     PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
 };
 use crate::keep_command::KeepArgs;
+use crate::network_commands::NetworkCommand;
 use crate::output::Format;
 use crate::run_options::RunArgs;
 
@@ -78,6 +79,9 @@ pub enum Command {
     /// Look at images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Look at and free disk space
     #[command(subcommand)]
     System(SystemCommand),

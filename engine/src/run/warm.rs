@@ -2,7 +2,7 @@
 
 use crate::container::Container;
 use crate::dirs::Dirs;
-use crate::network::Network;
+use crate::network;
 use crate::plan::Plan;
 use crate::run::machine::Machine;
 use crate::session::signals::Signals;
@@ -60,9 +60,9 @@ fn make(
     machine
         .make_layer(&container, plan, None)
         .map_err(|error| host("make the template's writable layer")(error.into()))?;
-    let tap = machine.network.then(|| Network::detached(&container.id)).transpose();
-    let tap = tap.map_err(|error| host("make the template's interface")(error.into()))?;
+    let interfaces = network::detached(&container.id, machine.interfaces)
+        .map_err(|error| host("make the template's interfaces")(error.into()))?;
     let config = machine.config(&container, plan, None, None);
-    Maker { container: &container, program: &machine.program, config, tap, root: plan.root(), signals }
+    Maker { container: &container, program: &machine.program, config, interfaces, root: plan.root(), signals }
         .make(store, key)
 }
