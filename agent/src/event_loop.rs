@@ -8,6 +8,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use crate::container::Container;
 use crate::failure::{Context, Failure, check};
+use crate::resolver::Resolver;
 use crate::session::{Interest, Session};
 use crate::{power, transport};
 
@@ -20,7 +21,7 @@ pub fn run(listener: OwnedFd, host: OwnedFd, began_ns: u64) -> Result<(), Failur
     let mut container = Container::default();
     let mut sessions = vec![Session::new(host, began_ns)];
     loop {
-        let ready = wait(&listener, &children, &sessions)?;
+        let ready = wait(&listener, &children, &sessions, container.resolver())?;
         if ready.children {
             reap(&children, &mut sessions);
         }
@@ -46,20 +47,32 @@ struct Ready {
     sessions: Vec<Interest<PollFlags>>,
 }
 
-/// One `poll` over everything that anybody waits for.
-fn wait(listener: &OwnedFd, children: &OwnedFd, sessions: &[Session]) -> Result<Ready, Failure> {
+/// One `poll` over everything that anybody waits for. The resolver, which needs nothing else, has its turn here.
+fn wait(
+    listener: &OwnedFd,
+    children: &OwnedFd,
+    sessions: &[Session],
+    resolver: Option<&mut Resolver>,
+) -> Result<Ready, Failure> {
     let interests: Vec<_> = sessions.iter().map(Session::interest).collect();
     let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(children, PollFlags::IN)];
     for interest in &interests {
         fds.extend(interest.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
     }
+    let questions = resolver.as_ref().map(|resolver| resolver.interest()).unwrap_or_default();
+    fds.extend(questions.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)));
     match poll(&mut fds, None) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno).during("poll"),
     }
-    let mut results = fds.iter().map(PollFd::revents).skip(1);
+    let events: Vec<_> = fds.iter().map(PollFd::revents).collect();
+    let mut results = events.into_iter().skip(1);
     let children = results.next().is_some_and(|events| events.contains(PollFlags::IN));
     let sessions = interests.iter().map(|interest| interest.answer(&mut results)).collect();
+    drop((fds, questions));
+    if let Some(resolver) = resolver {
+        resolver.serve(&mut results);
+    }
     Ok(Ready { children, sessions })
 }
 

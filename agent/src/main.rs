@@ -16,6 +16,7 @@ mod failure;
 mod network;
 mod power;
 mod process;
+mod resolver;
 mod session;
 mod tools;
 mod transport;

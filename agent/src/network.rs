@@ -1,14 +1,15 @@
-//! `lo` and `eth0` by rtnetlink (rtnetlink(7)): a few requests in one message, one acknowledgement.
+//! `lo`, `eth0` and so on by rtnetlink (rtnetlink(7)): a few requests in one message, one acknowledgement.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use agent_protocol::message::NetworkPlan;
+use agent_protocol::message::{InterfacePlan, NetworkPlan};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::failure::{Context, Failure};
 
-const INTERFACE: &str = "eth0";
+/// Interfaces that are looked for (stops a loop if the kernel gives nonsense).
+const MAX_INTERFACES: usize = 16;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
@@ -37,35 +38,45 @@ const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 
-/// Brings the loopback interface up, which is always the first, and `eth0` if there is one: that is what costs most,
-/// and it is the same for every container.
-pub fn prepare() -> Result<(), Failure> {
+/// Brings the loopback interface up, which is always the first, and every `eth` there is: that is what costs most,
+/// and it is the same for every container. Gives the number of the latter.
+pub fn prepare() -> Result<usize, Failure> {
     let mut netlink = Netlink::open()?;
     let mut requests = vec![(link_up(1), "bring lo up")];
-    if let Ok(index) = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE) {
-        requests.push((eth0_up(index), "bring eth0 up"));
+    let found = (0..MAX_INTERFACES).map_while(|number| netlink.index(number).ok());
+    requests.extend(found.map(|index| (ethernet_up(index), "bring an interface up")));
+    let count = requests.len() - 1;
+    netlink.request(requests)?;
+    Ok(count)
+}
+
+/// Configures the interfaces as planned.
+pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
+    if plan.interfaces.is_empty() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::open()?;
+    let mut requests = Vec::new();
+    for (number, interface) in plan.interfaces.iter().enumerate().take(MAX_INTERFACES) {
+        let index = netlink.index(number).during(&format!(
+            "find eth{number} (this kernel needs CONFIG_VIRTIO_NET built in, see docs/kernel.md)"
+        ))?;
+        requests.extend(interface_requests(index, interface));
     }
     netlink.request(requests)
 }
 
-/// Configures `eth0` as planned. A plan without an address is for a guest without `eth0`.
-pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
-    if plan.ipv4.is_none() && plan.ipv6.is_none() {
-        return Ok(());
-    }
-    let mut netlink = Netlink::open()?;
-    let index = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE)
-        .during("find eth0 (this kernel needs CONFIG_VIRTIO_NET built in, see docs/kernel.md)")?;
-    let mut requests = vec![(eth0_identity(index, plan), "give eth0 its hardware address")];
+fn interface_requests(index: u32, plan: &InterfacePlan) -> Vec<(Message, &'static str)> {
+    let mut requests = vec![(identity(index, plan), "give an interface its hardware address")];
     let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
     let v6 = plan.ipv6.map(|(address, prefix)| (IpAddr::from(address), prefix));
     for (address, prefix) in v4.into_iter().chain(v6) {
-        requests.push((new_address(index, address, prefix), "give eth0 its address"));
+        requests.push((new_address(index, address, prefix), "give an interface its address"));
     }
     for gateway in plan.gateway_v4.map(IpAddr::from).into_iter().chain(plan.gateway_v6.map(IpAddr::from)) {
         requests.push((default_route(index, gateway), "set the default route"));
     }
-    netlink.request(requests)
+    requests
 }
 
 fn link_up(index: u32) -> Message {
@@ -75,7 +86,7 @@ fn link_up(index: u32) -> Message {
     message
 }
 
-fn eth0_up(index: u32) -> Message {
+fn ethernet_up(index: u32) -> Message {
     let mut message = link_up(index);
     // Attributes within attributes: 8 bytes within 12 within 16.
     message.bytes(&16u16.to_ne_bytes()).bytes(&IFLA_AF_SPEC.to_ne_bytes());
@@ -86,7 +97,7 @@ fn eth0_up(index: u32) -> Message {
     message
 }
 
-fn eth0_identity(index: u32, plan: &NetworkPlan) -> Message {
+fn identity(index: u32, plan: &InterfacePlan) -> Message {
     let mut message = link_up(index);
     // Six bytes and two of padding, which the length leaves out.
     let [a, b, c, d, e, f] = plan.mac;
@@ -171,6 +182,11 @@ impl Netlink {
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
         Ok(Netlink { socket: socket.during("open a netlink socket")? })
+    }
+
+    /// Index of `eth<number>`.
+    fn index(&self, number: usize) -> rustix::io::Result<u32> {
+        rustix::net::netdevice::name_to_index(&self.socket, &format!("eth{number}"))
     }
 
     /// Sends requests, each with what it is to do, and waits until the last is acknowledged or one has failed.

@@ -34,6 +34,17 @@ pub fn connect_to_host() -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
+/// Begins to connect to a port of the host; the result is seen by writing. Never waits.
+pub fn connect_later(port: u32) -> Result<OwnedFd, Errno> {
+    let socket = socket(libc::SOCK_NONBLOCK).map_err(|_| last_errno())?;
+    let address = address(libc::VMADDR_CID_HOST, port);
+    // SAFETY: the address is a whole sockaddr_vm on the stack, and its length is given.
+    match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length()) }) {
+        Ok(_) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Takes the next session that the host opened; `None` if there is none.
 pub fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

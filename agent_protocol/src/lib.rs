@@ -11,11 +11,15 @@ pub mod message;
 pub mod tool;
 
 /// Version of everything in this crate; both sides refuse another one.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 /// Guest port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
 /// Host port to which the agent connects once, after boot.
 pub const HOST_PORT: u32 = 1024;
+/// Host port for questions about names that came by TCP, each behind its length (RFC 1035, section 4.2.2).
+pub const DNS_STREAM_PORT: u32 = 53;
+/// Host port for questions about names that came by UDP, one a connection, in the same form.
+pub const DNS_DATAGRAM_PORT: u32 = 1053;
 /// Largest frame body in bytes; a longer one is a protocol violation (stops memory exhaustion).
 pub const MAX_FRAME: usize = 1 << 20;
 /// Most bytes of stdio that one message carries.

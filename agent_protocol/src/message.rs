@@ -117,9 +117,22 @@ pub struct RootPlan {
     pub writable_device: Option<String>,
 }
 
-/// The guest's `eth0`, which is left alone where no address is given, and its files about names.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+/// The guest's interfaces and its files about names.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct NetworkPlan {
+    /// `eth0`, `eth1` and so on.
+    pub interfaces: Vec<InterfacePlan>,
+    /// Text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// More lines of `/etc/hosts`: address, names.
+    pub extra_hosts: Vec<(String, String)>,
+    /// The agent takes questions about names on 127.0.0.11 and passes them to the host.
+    pub resolver: bool,
+}
+
+/// One interface of the guest.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct InterfacePlan {
     /// Hardware address. The one that the device had when the machine was made may be a template's.
     pub mac: [u8; 6],
     /// Address and prefix length.
@@ -132,10 +145,6 @@ pub struct NetworkPlan {
     pub gateway_v6: Option<Ipv6Addr>,
     /// Interface MTU in bytes.
     pub mtu: u32,
-    /// Text of `/etc/resolv.conf`.
-    pub resolv_conf: String,
-    /// More lines of `/etc/hosts`: address, names.
-    pub extra_hosts: Vec<(String, String)>,
 }
 
 /// One process of the container.

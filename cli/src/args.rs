@@ -11,6 +11,7 @@ use crate::container_args::{
 };
 use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, SaveArgs, TagArgs};
 use crate::keep_command::KeepArgs;
+use crate::network_commands::NetworkCommand;
 use crate::output::Format;
 use crate::run_options::RunArgs;
 
@@ -100,6 +101,9 @@ pub enum Command {
     /// Look at images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Look at and free disk space
     #[command(subcommand)]
     System(SystemCommand),

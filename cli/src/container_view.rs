@@ -61,7 +61,14 @@ pub fn line(record: &Record, whole: bool) -> Value {
         "Names": record.name,
         "Labels": record.spec.labels,
         "Address": record.state.address,
+        "Ports": ports(record),
+        "Networks": record.spec.network.networks().collect::<Vec<_>>().join(","),
     })
+}
+
+/// Published ports as `ps` shows them.
+pub fn ports(record: &Record) -> String {
+    record.state.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// All that is known, with Docker's names where it has one.
@@ -112,7 +119,7 @@ pub fn whole(record: &Record) -> Value {
             "ReadonlyRootfs": !spec.plan.writable(),
             "LogConfig": spec.log,
         },
-        "NetworkSettings": {"IPAddress": state.address, "MacAddress": state.mac},
+        "NetworkSettings": {"IPAddress": state.address, "MacAddress": state.mac, "Ports": state.ports},
         "Paths": {"Data": record.data, "Run": record.run, "Log": record.log()},
     })
 }

@@ -7,7 +7,7 @@ use images::Store;
 use serde_json::{Value, json};
 
 use crate::container_args::{InspectContainerArgs, PsArgs};
-use crate::container_view::{health_name, line, status, whole};
+use crate::container_view::{health_name, line, ports, status, whole};
 use crate::image_commands::{self, familiar};
 use crate::{output, template_format};
 
@@ -34,7 +34,7 @@ pub fn ps(dirs: &Dirs, args: &PsArgs) -> anyhow::Result<()> {
         }
         "table" => {
             let mut table =
-                output::table(&["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"]);
+                output::table(&["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]);
             for record in &records {
                 table.add_row([
                     record.spec.id.as_str().to_owned(),
@@ -42,6 +42,7 @@ pub fn ps(dirs: &Dirs, args: &PsArgs) -> anyhow::Result<()> {
                     crate::container_view::command(record, args.no_trunc),
                     format!("{} ago", crate::times::age(record.spec.created_ns)),
                     status(record),
+                    ports(record),
                     record.name.clone(),
                 ]);
             }

@@ -13,6 +13,8 @@ mod lifecycle_commands;
 mod lifetime_options;
 mod list_commands;
 mod log_commands;
+mod network_commands;
+mod options;
 mod output;
 mod progress;
 mod run_options;
@@ -27,7 +29,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use engine::dirs::Dirs;
 use engine::keeper::protocol::Request;
-use engine::network::Network;
+use engine::network::Networks;
 use engine::session::outcome::EXIT_FAILURE;
 use engine::template::TemplateStore;
 use engine::trace::Trace;
@@ -109,6 +111,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Export(options) => change_commands::export(&dirs, &options)?,
         Command::Commit(options) => change_commands::commit(&dirs, options)?,
         Command::Image(ImageCommand::Inspect(options)) => image_commands::inspect(&dirs, &options)?,
+        Command::Network(command) => network_commands::execute(&dirs, &command)?,
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
@@ -121,6 +124,6 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
 fn sweep(dirs: &Dirs) -> anyhow::Result<()> {
     engine::container::sweep::sweep(dirs).context("cannot look for dead containers")?;
     TemplateStore::new(dirs).sweep();
-    Network::here(dirs)?.sweep();
+    Networks::here(dirs)?.sweep();
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! The options of `lighter run`, and their translation for the engine.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
@@ -9,13 +8,14 @@ use engine::container::spec::{Lifetime, MachineSpec, RestartPolicy};
 use engine::plan::PlanOptions;
 use engine::plan::environment::EnvironmentOptions;
 use engine::plan::resources;
-use engine::run::{NetworkChoice, RunOptions};
+use engine::run::RunOptions;
 use images::pull::{PullOptions, PullPolicy};
 use images::registry::RegistryOptions;
 
 use crate::args::RegistryArgs;
 use crate::lifecycle_commands::labels;
 use crate::lifetime_options::LifetimeArgs;
+use crate::options::network::NetworkArgs;
 use crate::output::Format;
 
 /// `lighter run`
@@ -89,15 +89,9 @@ pub struct RunArgs {
     /// Boot the machine instead of cloning the image's template
     #[arg(long)]
     pub cold: bool,
-    /// Network: a bridge with NAT, or none but loopback [default: bridge where permitted]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub network: Option<NetworkMode>,
-    /// Name server for the container [default: the host's]
-    #[arg(long, value_name = "ADDRESS")]
-    pub dns: Vec<IpAddr>,
-    /// Name that the container knows an address by
-    #[arg(long, value_name = "NAME:ADDRESS")]
-    pub add_host: Vec<String>,
+    /// Its network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// No writable layer
     #[arg(long)]
     pub read_only: bool,
@@ -133,15 +127,6 @@ pub struct RunArgs {
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true,
           value_name = "IMAGE")]
     pub image_and_command: Vec<String>,
-}
-
-/// `--network`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NetworkMode {
-    /// A bridge of the host with NAT
-    Bridge,
-    /// Loopback only
-    None,
 }
 
 /// `--pull`
@@ -205,8 +190,6 @@ impl RunArgs {
             cap_drop: self.cap_drop,
             ulimits: self.ulimit,
             no_new_privileges: no_new_privileges(&self.security_opt)?,
-            dns: self.dns,
-            extra_hosts: self.add_host.iter().map(|text| add_host(text)).collect::<Result<_, _>>()?,
             stop_signal: self.lifetime.stop_signal.clone(),
         };
         let options = RunOptions {
@@ -222,11 +205,7 @@ impl RunArgs {
                 kernel_args: self.kernel_arg,
                 cold: self.cold,
             },
-            network: match self.network {
-                None => NetworkChoice::Auto,
-                Some(NetworkMode::Bridge) => NetworkChoice::Bridge,
-                Some(NetworkMode::None) => NetworkChoice::None,
-            },
+            network: self.network.spec()?,
             lifetime: Lifetime {
                 remove: self.rm,
                 stdin_once: self.interactive && !self.detach,
@@ -267,29 +246,12 @@ fn no_new_privileges(options: &[String]) -> anyhow::Result<bool> {
     Ok(set)
 }
 
-/// Address and name, from `NAME:ADDRESS`.
-fn add_host(text: &str) -> anyhow::Result<(String, String)> {
-    let (name, address) =
-        text.split_once(':').with_context(|| format!("--add-host {text:?}: write NAME:ADDRESS"))?;
-    let plain: IpAddr = address
-        .trim_matches(['[', ']'])
-        .parse()
-        .with_context(|| format!("--add-host {text:?}: {address:?} is no address"))?;
-    ensure!(!name.is_empty() && !name.contains(char::is_whitespace), "--add-host {text:?}: no name");
-    Ok((plain.to_string(), name.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn hosts_and_security_options_parse_or_are_named() {
-        assert_eq!(add_host("db:10.0.0.1").unwrap(), ("10.0.0.1".into(), "db".into()));
-        assert_eq!(add_host("v6:[::1]").unwrap(), ("::1".into(), "v6".into()));
-        for bad in ["db", "db:x", ":10.0.0.1", "a b:10.0.0.1"] {
-            assert!(add_host(bad).unwrap_err().to_string().contains("--add-host"), "{bad}");
-        }
+    fn security_options_parse_or_are_named() {
         assert!(no_new_privileges(&["no-new-privileges".into()]).unwrap());
         assert!(no_new_privileges(&["seccomp=x".into()]).is_err());
     }

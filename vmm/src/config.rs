@@ -22,9 +22,9 @@ pub struct VmConfig {
     /// Persistent memory, in the guest's order: `/dev/pmem0`, `/dev/pmem1`, ...
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
-    /// Network interface, `eth0` in the guest.
+    /// Network interfaces, in the guest's order: `eth0`, `eth1`, ...
     #[serde(default)]
-    pub net: Option<NetConfig>,
+    pub net: Vec<NetConfig>,
     /// Socket device between host and guest.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -85,7 +85,7 @@ pub struct PluggedConfig {
     /// Persistent memory, numbered after [`VmConfig::pmem`].
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
-    /// Network interface, `eth0` in the guest unless [`VmConfig::net`] is there.
+    /// Network interface, numbered after [`VmConfig::net`].
     #[serde(default)]
     pub net: Option<NetConfig>,
 }
@@ -133,14 +133,29 @@ pub struct PmemConfig {
     pub read_only: bool,
 }
 
-/// One TAP-backed network interface.
+/// One network interface.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// An open TAP descriptor that the VMM process inherits (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
-    pub tap_fd: RawFd,
+    /// An open descriptor that the VMM process inherits, as `backend` says.
+    pub fd: RawFd,
+    /// What the descriptor is.
+    #[serde(default)]
+    pub backend: NetBackend,
     /// MAC address of the guest's side.
     pub mac: [u8; 6],
+}
+
+/// What carries the frames of an interface.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetBackend {
+    /// A TAP interface (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
+    #[default]
+    Tap,
+    /// A connected Unix stream socket with frames behind their length, four bytes, big endian: what QEMU's `stream`
+    /// and the program passt speak. Frames that the guest addresses to the host's loopback are dropped.
+    Stream,
 }
 
 /// The vsock device and its Unix socket on the host, as in Firecracker: a client connects to `uds_path`

@@ -7,7 +7,7 @@ mod support;
 use std::os::fd::AsRawFd;
 
 use support::{DATA, PATIENCE, config, kernel, run, words};
-use vmm::config::{BlockEngine, DiskConfig, NetConfig, PmemConfig, VmExit, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, NetBackend, NetConfig, PmemConfig, VmExit, VsockConfig};
 use vmm::control::{Client, Done, Request};
 use vmm::emulation::detect;
 use vmm::vm::{Happening, Vm};
@@ -253,7 +253,7 @@ fn what_cannot_be_built_is_refused_with_a_reason() {
     });
     assert_eq!(plug_two, "2 plugged devices: there are 1 spare slots");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let net = |tap_fd| Some(NetConfig { tap_fd, mac: [2, 0, 0, 0, 0, 1] });
+    let net = |fd| vec![NetConfig { fd, backend: NetBackend::Tap, mac: [2, 0, 0, 0, 0, 1] }];
     assert!(refusal(&|config| config.net = net(null.as_raw_fd())).contains("TAP"));
     assert!(refusal(&|config| config.net = net(-1)).contains("TAP"));
     let vsock = VsockConfig { guest_cid: 2, uds_path: "/missing/v.sock".into() };

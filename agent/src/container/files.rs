@@ -72,7 +72,7 @@ fn hosts(plan: &ContainerPlan) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     let network = plan.network.as_ref();
     let own = network
-        .and_then(|network| network.ipv4)
+        .and_then(|network| network.interfaces.first()?.ipv4)
         .map_or("127.0.1.1".to_owned(), |(address, _)| address.to_string());
     let _ = writeln!(text, "{own}\t{}", plan.hostname);
     for (address, names) in network.iter().flat_map(|network| &network.extra_hosts) {

@@ -14,6 +14,7 @@ use rustix::process::Pid;
 
 use crate::failure::{Context, Failure};
 use crate::process::{self, First, Process};
+use crate::resolver::Resolver;
 use crate::{clock, network};
 
 /// ```text
@@ -24,6 +25,8 @@ pub struct Container {
     state: State,
     /// What [`Container::prepare`] made.
     prepared: Option<Prepared>,
+    /// Answers questions for names, if this container's are lighter's to answer.
+    resolver: Option<Resolver>,
     power_off_at_exit: bool,
     power_off_requested: bool,
 }
@@ -54,7 +57,9 @@ impl Container {
         }
         // Whatever fails from here on, it cannot be tried again.
         self.state = State::Ended;
-        network::prepare()?;
+        if network::prepare()? > 0 {
+            self.resolver = Some(Resolver::open()?);
+        }
         let (files, overlays) = files::make()?;
         let outside = root::enter(plan)?;
         dev::mount_all()?;
@@ -87,6 +92,9 @@ impl Container {
         if let Some(network) = &plan.network {
             network::configure(network)?;
         }
+        if !plan.network.as_ref().is_some_and(|network| network.resolver) {
+            self.resolver = None;
+        }
         prepared.files.write(plan)
     }
 
@@ -116,6 +124,11 @@ impl Container {
             }
             _ => Err(Failure::agent("the container is not running")),
         }
+    }
+
+    /// Who answers questions for names.
+    pub fn resolver(&mut self) -> Option<&mut Resolver> {
+        self.resolver.as_mut()
     }
 
     /// Whether `pid` is the main process.

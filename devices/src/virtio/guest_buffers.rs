@@ -257,6 +257,22 @@ impl<'a> IoVecs<'a> {
         })
     }
 
+    /// Copies `source` into them, as far as there is room; gives the number of bytes. The caller marks guest pages
+    /// dirty.
+    pub fn copy_from(&mut self, source: &[u8]) -> usize {
+        let mut rest = source;
+        for vec in &self.raw {
+            let count = vec.iov_len.min(rest.len());
+            let (head, tail) = rest.split_at(count);
+            // SAFETY: `iov_base` is valid for writes of `iov_len >= count` bytes, as said in `read_from`, and `head`
+            // has `count` bytes of memory of the VMM's own, which overlaps no guest memory and no buffer that is
+            // borrowed mutably. That the guest may write there at the same time is as when the kernel does it.
+            unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), vec.iov_base.cast::<u8>(), count) };
+            rest = tail;
+        }
+        source.len().saturating_sub(rest.len())
+    }
+
     /// One `preadv` at `offset`, repeated when a signal interrupts it. The caller marks guest pages dirty.
     pub fn read_at(&mut self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let (count, offset) = (self.raw_count()?, file_offset(offset)?);

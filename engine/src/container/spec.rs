@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::id::ContainerId;
 use crate::log::LogSpec;
+use crate::network::NetworkSpec;
 use crate::plan::Plan;
-use crate::run::NetworkChoice;
 
 /// Version of the file.
 pub const SCHEMA: &str = "lighter.container.v1";
@@ -32,8 +32,8 @@ pub struct ContainerSpec {
     pub plan: Plan,
     /// In which machine.
     pub machine: MachineSpec,
-    /// `--network`
-    pub network: NetworkChoice,
+    /// Its network.
+    pub network: NetworkSpec,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -164,7 +164,7 @@ pub(crate) mod tests {
                 kernel_args: Vec::new(),
                 cold: false,
             },
-            network: NetworkChoice::None,
+            network: NetworkSpec::default(),
             lifetime: Lifetime::default(),
             health: None,
             labels: BTreeMap::new(),

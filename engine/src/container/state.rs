@@ -77,6 +77,9 @@ pub struct State {
     pub health: Option<Health>,
     /// Address on its network.
     pub address: Option<std::net::Ipv4Addr>,
+    /// Ports of the host that lead to it.
+    #[serde(default)]
+    pub ports: Vec<crate::network::port::Published>,
     /// MAC address on its network.
     pub mac: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The host's kernel and what it offers: TUN, nftables, cgroups, user namespaces.
+//! The host's kernel and what it offers: TUN, nftables, passt, cgroups, user namespaces.
 
 use std::path::Path;
 
@@ -10,11 +10,18 @@ use crate::network::permission;
 /// The oldest kernel with everything that lighter asks for: process descriptors that can be waited for.
 const OLDEST_KERNEL: (u32, u32) = (5, 4);
 
-/// `host_kernel`, `network`, `tun`, `cgroups` and `user_namespaces`.
+/// `host_kernel`, `tun`, `network`, `user_network`, `cgroups` and `user_namespaces`.
 pub fn checks() -> Vec<Check> {
     let release = uname().release().to_string_lossy().into_owned();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    vec![host_kernel(&release), tun(), network(&permission::missing()), cgroups(&mounts), user_namespaces()]
+    vec![
+        host_kernel(&release),
+        tun(),
+        network(&permission::missing()),
+        user_network(&permission::missing_for_user_mode()),
+        cgroups(&mounts),
+        user_namespaces(),
+    ]
 }
 
 fn host_kernel(release: &str) -> Check {
@@ -50,7 +57,20 @@ fn network(missing: &[String]) -> Check {
         "network",
         Status::Warn,
         "this user cannot make a bridge",
-        "containers have no network but loopback",
+        "containers have a network in user mode, if that works, and are not in networks together",
+        format!("what is missing: {}", missing.join(" and ")),
+    )
+}
+
+fn user_network(missing: &[String]) -> Check {
+    if missing.is_empty() {
+        return Check::ok("user_network", "passt is there", "--network user works, also without root");
+    }
+    Check::bad(
+        "user_network",
+        Status::Warn,
+        "there is no network in user mode",
+        "containers of users without root have no network but loopback",
         format!("what is missing: {}", missing.join(" and ")),
     )
 }

@@ -34,7 +34,7 @@ impl Boot {
             let name = format!("vd{}", char::from(letter));
             (name, "virtio-blk")
         });
-        let net = config.net.iter().map(|_| ("eth0".to_owned(), "virtio-net"));
+        let net = (0..config.net.len()).map(|number| (format!("eth{number}"), "virtio-net"));
         let vsock = config.vsock.iter().map(|_| ("vsock".to_owned(), "virtio-vsock"));
         Self {
             waiting: disks.chain(net).chain(vsock).collect(),

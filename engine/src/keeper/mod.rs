@@ -39,7 +39,7 @@ use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::events::{Event, emit};
 use crate::log::writer::Writer;
-use crate::network::{Attachment, Network};
+use crate::network::{self, Attachment, Networks};
 use crate::process::VmProcess;
 use crate::run::machine::Machine;
 use crate::run::warm::{Level, Warmer};
@@ -125,6 +125,7 @@ impl Keeper<'_> {
     /// The last end.
     fn finish(mut self, outcome: &Outcome) -> Result<(), RunError> {
         (self.state.keeper, self.state.vmm, self.state.health, self.state.address) = (None, None, None, None);
+        self.state.ports.clear();
         let saved = self.set_status(Status::Exited);
         let (ends, cpu_ns) = self.trace.hand_over();
         self.hub.tell_all(&Reply::Phases { ends, cpu_ns });
@@ -208,13 +209,10 @@ impl Keeper<'_> {
     }
 
     fn live_in(&mut self, machine: &Machine, template: Option<&Template>) -> Result<Outcome, RunError> {
-        let attachment = match machine.network {
-            true => Some(Network::here(self.dirs)?.attach(&self.spec.id, self.spec.plan.dns())?),
-            false => None,
-        };
-        self.note_network(attachment.as_ref());
+        let attachment = self.attach()?;
+        self.note_network(&attachment);
         self.trace.end("network");
-        let config = machine.config(&self.container, &self.spec.plan, attachment.as_ref(), template);
+        let config = machine.config(&self.container, &self.spec.plan, Some(&attachment), template);
         let vsock = self.container.vsock();
         let agent = if config.restore.is_some() {
             Agent::Listens(vsock.clone())
@@ -229,11 +227,11 @@ impl Keeper<'_> {
             // Left by the life before this one.
             let _ = std::fs::remove_file(socket);
         }
-        let tap = attachment.as_ref().and_then(Attachment::tap);
-        let vm = VmProcess::spawn(&machine.program, &config, tap, &self.container.vmm_log())?;
+        let interfaces = attachment.interfaces();
+        let vm = VmProcess::spawn(&machine.program, &config, interfaces, &self.container.vmm_log())?;
         self.container.record_vmm(vm.id())?;
         self.state.vmm = Some(vm.id());
-        let network = attachment.as_ref().map(|attachment| attachment.plan.clone());
+        let network = attachment.plan();
         let make_plan = |size: Option<TerminalSize>| {
             let mut plan = self.spec.plan.clone();
             size.into_iter().for_each(|size| plan.resize(size));
@@ -264,11 +262,31 @@ impl Keeper<'_> {
         Ok(Life::new(setup, vm).run()?)
     }
 
-    fn note_network(&mut self, attachment: Option<&Attachment>) {
-        self.state.address =
-            attachment.and_then(|attachment| attachment.plan.ipv4).map(|(address, _)| address);
-        self.state.mac =
-            attachment.map(|attachment| attachment.mac.map(|byte| format!("{byte:02x}")).join(":"));
+    /// Puts the container into its networks.
+    fn attach(&self) -> Result<Attachment, RunError> {
+        let request = network::Request {
+            id: &self.spec.id,
+            name: &self.name,
+            hostname: self.spec.plan.hostname(),
+            spec: &self.spec.network,
+        };
+        let mut attachment = Networks::here(self.dirs)?.attach(&request)?;
+        let (dirs, id, name) = (self.dirs.clone(), self.spec.id.clone(), self.name.clone());
+        let told = move |denial: network::services::Denial| {
+            let event = Event::new("container", "egress-denied", id.as_str(), &name)
+                .with("destination", denial.destination)
+                .with("protocol", denial.protocol);
+            emit(&dirs, &denial.port.iter().fold(event, |event, port| event.with("port", port)));
+        };
+        attachment.serve(&self.container.vsock(), Box::new(told))?;
+        Ok(attachment)
+    }
+
+    fn note_network(&mut self, attachment: &Attachment) {
+        let interface = attachment.plan().interfaces.first();
+        self.state.address = interface.and_then(|interface| interface.ipv4).map(|(address, _)| address);
+        self.state.mac = interface.map(|interface| network::spec::Mac(interface.mac).to_string());
+        self.state.ports = attachment.published().to_vec();
     }
 
     /// Serves clients for `pause`; true if one of them, or a signal, wants the container to stay down.

@@ -145,7 +145,7 @@ fn session_to(
         let setup = Setup {
             config: &config,
             agent: super::Agent::Connects(listener),
-            plan: &|_| plan.finish(None),
+            plan: &|_| plan.finish(Default::default()),
             stop_signal: plan.stop_signal,
             stop_timeout: std::time::Duration::from_secs(10),
             orderly: false,

@@ -6,21 +6,31 @@ use std::net::IpAddr;
 
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, new_connection};
 
-use super::subnet::Subnet;
-
 /// Index of the interface `name` in this network namespace, if there is one.
 pub fn index(name: &str) -> Option<u32> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
     rustix::net::netdevice::name_to_index(socket.ok()?, name).ok()
 }
 
-/// Makes the bridge `name` with the gateway's address, up; its own MAC address keeps it from changing with its ports.
-pub fn create_bridge(name: &str, mac: [u8; 6], subnet: &Subnet) -> io::Result<()> {
+/// Makes the bridge `name` with these addresses, up; its own MAC address keeps it from changing with its ports.
+pub fn create_bridge(name: &str, mac: [u8; 6], addresses: &[(IpAddr, u8)]) -> io::Result<()> {
     with_netlink(async |handle| {
-        handle.link().add(LinkBridge::new(name).address(mac.to_vec()).up().build()).execute().await?;
+        handle.link().add(LinkBridge::new(name).address(mac.to_vec()).build()).execute().await?;
         let index = index(name).ok_or(rtnetlink::Error::RequestFailed)?;
-        handle.address().add(index, IpAddr::V4(subnet.gateway()), subnet.prefix()).execute().await
+        quiet(name);
+        for (address, prefix) in addresses {
+            handle.address().add(index, *address, *prefix).execute().await?;
+        }
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
     })
+}
+
+/// The bridge's addresses are nobody else's, and it learns nothing of its guests.
+fn quiet(name: &str) {
+    for switch in ["accept_dad", "accept_ra"] {
+        // A host without IPv6 has no such switch.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{switch}"), "0");
+    }
 }
 
 /// Plugs the interface `port` into the bridge and takes it up.

@@ -1,95 +1,72 @@
-//! The containers' network: a bridge with NAT, made for the first container and removed with the last.
+//! The containers' networks: bridges with NAT, each made for its first container and removed with its last, and
+//! networks in user mode for those who may not make bridges.
 //!
 //! ```text
 //! guest eth0 ── TAP ──┐
-//! guest eth0 ── TAP ──┴── bridge lighter0 (gateway) ── nftables: masquerade ── the host's routes
+//! guest eth0 ── TAP ──┴── bridge (gateway) ── nftables: sources, ports, egress, masquerade ── the host's routes
+//! guest eth0 ── stream of frames ── passt, as the user ── the host's sockets
 //! ```
 //!
-//! State is in `network/NETNS/` below the run directory, one directory a network namespace: the subnet, whether
-//! forwarding was off, and one file per leased address on which its user holds a flock. So a user that is killed
-//! gives its address back, and whoever comes next removes what nobody uses. All changes happen under one lock.
+//! State is in `network/NETNS/NETWORK/` below the run directory, one directory a network namespace and network, see
+//! [`bridge`]. A container holds a flock on its address, so one that is killed gives it back, and whoever comes next
+//! removes what nobody uses. All changes happen under one lock.
 
+mod attachment;
+mod bridge;
+mod claim;
+pub mod definition;
+pub mod egress;
+mod error;
 mod forwarding;
+pub mod guest;
 mod links;
-mod nat;
+mod nft;
 pub mod permission;
+pub mod port;
 mod resolver;
-mod subnet;
+mod rules;
+pub mod services;
+pub mod spec;
+pub mod subnet;
 mod tap;
+mod user;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use agent_protocol::message::NetworkPlan;
-
-use crate::container::id::{ContainerId, random};
+use crate::container::id::ContainerId;
 use crate::dirs::Dirs;
 use crate::lock::Lock;
+use bridge::{Bridge, Settings};
+use definition::{Definition, Definitions};
+use guest::Guest;
+use rules::BRIDGE_PREFIX;
+use spec::{DEFAULT_NETWORK, Interfaces};
 use subnet::Subnet;
 
-/// The bridge of the run directory that root has by default; others get a name of their own.
+pub use attachment::{Attachment, Interface, Request};
+pub use error::NetworkError;
+pub use spec::{NetworkMode, NetworkSpec};
+
+/// The bridge of the run directory that root has by default; others get names of their own.
 const DEFAULT_BRIDGE: &str = "lighter0";
 /// Run directory to which that name belongs.
 const DEFAULT_RUN: &str = "/run/lighter";
-/// MTU of the bridge and of every guest.
+/// MTU of every bridge and guest.
 const MTU: u32 = 1500;
 
-/// Why there is no network.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// This process may not.
-    #[error("--network bridge needs {missing}; or run the container without a network: --network none")]
-    NotPermitted {
-        /// What, and how to get it.
-        missing: String,
-    },
-    /// Everything overlaps with something.
-    #[error("no private IPv4 subnet is free for the bridge: the host has routes to all that lighter tries")]
-    NoSubnet,
-    /// Too many containers.
-    #[error("all {count} addresses of the bridge's subnet {subnet} are in use")]
-    NoAddress {
-        /// How many there are.
-        count: usize,
-        /// Of this subnet.
-        subnet: String,
-    },
-    /// The host refused something.
-    #[error("cannot {action}")]
-    Host {
-        /// What was attempted.
-        action: String,
-        /// What the kernel, or nft, said.
-        source: io::Error,
-    },
-}
-
-/// The bridge of one run directory, in the network namespace of this thread.
+/// The networks of one installation, in the network namespace of this thread.
 #[derive(Clone, Debug)]
-pub struct Network {
-    bridge: String,
-    lock: PathBuf,
+pub struct Networks {
+    definitions: Definitions,
+    run: PathBuf,
     states: PathBuf,
     state: PathBuf,
 }
 
-/// A container's place on the bridge, given back on drop. The machine must have ended by then.
-#[derive(Debug)]
-pub struct Attachment {
-    network: Network,
-    tap: Option<OwnedFd>,
-    lease: Option<(PathBuf, Lock)>,
-    /// MAC address of the guest's side.
-    pub mac: [u8; 6],
-    /// What the guest must know.
-    pub plan: NetworkPlan,
-}
-
-impl Network {
-    /// The network of `dirs` as seen from here; nothing is made.
+impl Networks {
+    /// The networks of `dirs` as seen from here; nothing is made.
     pub fn here(dirs: &Dirs) -> Result<Self, NetworkError> {
         // Of this thread: a process may have threads in several.
         let namespace = std::fs::metadata("/proc/thread-self/ns/net")
@@ -97,183 +74,170 @@ impl Network {
             .ino();
         let states = dirs.run.join("network");
         let state = states.join(namespace.to_string());
-        Ok(Self { bridge: bridge_name(&dirs.run), lock: dirs.run.join("network.lock"), states, state })
+        Ok(Self { definitions: Definitions::new(dirs), run: dirs.run.clone(), states, state })
     }
 
-    /// Name of the bridge, also of the nftables table.
-    pub fn bridge(&self) -> &str {
-        &self.bridge
+    /// The user-defined networks.
+    pub fn definitions(&self) -> &Definitions {
+        &self.definitions
     }
 
-    /// Plugs container `id` in. `dns` replaces the host's name servers.
-    pub fn attach(&self, id: &ContainerId, dns: &[IpAddr]) -> Result<Attachment, NetworkError> {
-        let missing = permission::missing();
-        if !missing.is_empty() {
-            return Err(NetworkError::NotPermitted { missing: missing.join(" and ") });
+    /// Name of the bridge of `network`, also of its nftables tables.
+    pub fn bridge_name(&self, network: &str) -> String {
+        bridge_name(&self.run, network)
+    }
+
+    /// Who is in `network` now.
+    pub fn guests(&self, network: &str) -> Result<Vec<Guest>, NetworkError> {
+        let Some(bridge) = Bridge::load(&self.state.join(network)) else { return Ok(Vec::new()) };
+        let _lock = self.lock()?;
+        Ok(bridge.guests())
+    }
+
+    /// What the default network is made with, while somebody is in it.
+    pub fn default_subnet(&self) -> Option<Subnet> {
+        Bridge::load(&self.state.join(DEFAULT_NETWORK)).map(|bridge| bridge.settings.subnet)
+    }
+
+    /// Removes a user-defined network that nobody is in.
+    pub fn remove(&self, name: &str) -> Result<(), NetworkError> {
+        if name == DEFAULT_NETWORK {
+            return Err(NetworkError::Default);
         }
-        let _lock = Lock::acquire(&self.lock).map_err(host("lock the network's state"))?;
-        let plugged = self.plug_in(id, dns);
-        if plugged.is_err() {
-            self.remove_unused();
+        let _lock = self.lock()?;
+        self.definitions.find(name)?;
+        let guests = Bridge::load(&self.state.join(name)).map(|bridge| bridge.guests()).unwrap_or_default();
+        if let Some(guest) = guests.into_iter().next() {
+            return Err(NetworkError::InUse { name: name.to_owned(), container: guest.name });
         }
-        plugged
-    }
-
-    /// An interface for machine `id` that leads nowhere: the guest finds the device, and nothing comes through it.
-    pub fn detached(id: &ContainerId) -> Result<OwnedFd, NetworkError> {
-        let name = format!("lt{id}");
-        tap::create(&name).map_err(host(format!("make the TAP interface {name}")))
+        self.definitions.remove(name)
     }
 
     /// Removes what nobody uses; every command of lighter does it first. Costs next to nothing where there is nothing.
     pub fn sweep(&self) {
-        if !self.states.exists() && links::index(&self.bridge).is_none() {
+        if !self.states.exists() && links::index(&self.bridge_name(DEFAULT_NETWORK)).is_none() {
             return;
         }
-        if let Ok(_lock) = Lock::acquire(&self.lock) {
+        if let Ok(_lock) = self.lock() {
             self.remove_unused();
         }
     }
 
-    /// The lock is held.
-    fn plug_in(&self, id: &ContainerId, dns: &[IpAddr]) -> Result<Attachment, NetworkError> {
-        let subnet = match self.subnet_in_use() {
-            Some(subnet) => subnet,
-            None => self.set_up()?,
+    fn lock(&self) -> Result<Lock, NetworkError> {
+        Lock::acquire(&self.run.join("network.lock")).map_err(host("lock the networks' state"))
+    }
+
+    /// The network `name`, made if nobody is in it. The lock is held.
+    fn bring_up(&self, name: &str) -> Result<Bridge, NetworkError> {
+        let state = self.state.join(name);
+        let bridge = match Bridge::load(&state) {
+            Some(bridge) if bridge.sweep() && links::index(&bridge.settings.bridge).is_some() => bridge,
+            _ => Bridge::set_up(self.settings(name)?, &state)?,
         };
-        let (address, lease) = self.lease(&subnet)?;
-        let name = format!("lt{id}");
-        let tap = tap::create(&name).map_err(host(format!("make the TAP interface {name}")))?;
-        links::attach(&name, &self.bridge)
-            .map_err(host(format!("plug {name} into the bridge {}", self.bridge)))?;
-        let mac = random_mac();
-        let plan = NetworkPlan {
-            mac,
-            ipv4: Some((address, subnet.prefix())),
-            gateway_v4: Some(subnet.gateway()),
-            ipv6: None,
-            gateway_v6: None,
-            mtu: MTU,
-            resolv_conf: resolver::resolv_conf(dns),
-            extra_hosts: Vec::new(),
-        };
-        Ok(Attachment { network: self.clone(), tap: Some(tap), lease: Some(lease), mac, plan })
+        forwarding::enable(&self.forwarding_memory(), bridge.settings.subnet6.is_some())
+            .map_err(host("switch on forwarding in /proc/sys/net"))?;
+        Ok(bridge)
     }
 
-    /// The subnet of a bridge that somebody uses.
-    fn subnet_in_use(&self) -> Option<Subnet> {
-        let used = self.live_leases(&self.state) > 0 && links::index(&self.bridge).is_some();
-        let text = std::fs::read_to_string(self.state.join("subnet")).ok();
-        text.filter(|_| used)?.parse().ok()
-    }
-
-    /// Makes everything anew, over whatever a crash may have left.
-    fn set_up(&self) -> Result<Subnet, NetworkError> {
-        self.tear_down();
-        let leases = self.state.join("leases");
-        std::fs::create_dir_all(&leases).map_err(host(format!("make {}", leases.display())))?;
-        let routes =
-            std::fs::read_to_string("/proc/thread-self/net/route").map_err(host("read the host's routes"))?;
-        let subnet = Subnet::choose(&subnet::routes(&routes)).ok_or(NetworkError::NoSubnet)?;
-        std::fs::write(self.state.join("subnet"), subnet.to_string())
-            .map_err(host(format!("write {}", self.state.display())))?;
-        links::create_bridge(&self.bridge, random_mac(), &subnet)
-            .map_err(host(format!("make the bridge {}", self.bridge)))?;
-        nat::install(&self.bridge, &subnet)
-            .map_err(host(format!("set up NAT in the nftables table {}", self.bridge)))?;
-        forwarding::enable(&self.forwarding_memory())
-            .map_err(host("switch on IPv4 forwarding in /proc/sys/net/ipv4/ip_forward"))?;
-        Ok(subnet)
-    }
-
-    fn lease(&self, subnet: &Subnet) -> Result<(Ipv4Addr, (PathBuf, Lock)), NetworkError> {
-        for (number, address) in subnet.hosts() {
-            let path = self.state.join("leases").join(number.to_string());
-            let lock = Lock::try_acquire(&path).map_err(host(format!("lease {address}")))?;
-            if let Some(lock) = lock {
-                return Ok((address, (path, lock)));
-            }
+    fn settings(&self, name: &str) -> Result<Settings, NetworkError> {
+        let bridge = self.bridge_name(name);
+        if name == DEFAULT_NETWORK {
+            let routes = subnet::host_routes().map_err(host("read the host's routes"))?;
+            let others = self.definitions.list().into_iter().map(|other| other.subnet);
+            let taken: Vec<_> = routes.into_iter().chain(others).collect();
+            let subnet = Subnet::choose(&taken).ok_or(NetworkError::NoSubnet)?;
+            let network = name.to_owned();
+            let gateway = subnet.gateway();
+            return Ok(Settings { network, bridge, subnet, gateway, subnet6: None, internal: false });
         }
-        Err(NetworkError::NoAddress { count: subnet.hosts().count(), subnet: subnet.to_string() })
-    }
-
-    /// Removes the leases below `state` that nobody holds, and counts the others.
-    fn live_leases(&self, state: &Path) -> usize {
-        let entries = std::fs::read_dir(state.join("leases")).into_iter().flatten();
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        paths
-            .filter(|path| match Lock::try_acquire(path) {
-                Ok(Some(_lock)) => std::fs::remove_file(path).is_err(),
-                Ok(None) | Err(_) => true,
-            })
-            .count()
+        let Definition { name: network, subnet, gateway, subnet6, internal, .. } =
+            self.definitions.find(name)?;
+        let settings = Settings { network, bridge, subnet, gateway, subnet6, internal };
+        let routes = subnet::host_routes().map_err(host("read the host's routes"))?;
+        match routes.iter().find(|route| route.overlaps(&subnet)) {
+            // Not its own one, which a crash may have left.
+            Some(route) if links::index(&settings.bridge).is_none() => Err(NetworkError::SubnetInUse {
+                subnet: subnet.to_string(),
+                user: format!("the host's route to {route}"),
+            }),
+            _ => Ok(settings),
+        }
     }
 
     /// The lock is held.
     fn remove_unused(&self) {
-        if self.live_leases(&self.state) == 0 {
-            self.tear_down();
-        }
-        // Network namespaces that are gone took their interfaces with them.
-        for entry in std::fs::read_dir(&self.states).into_iter().flatten().filter_map(Result::ok) {
-            if self.live_leases(&entry.path()) == 0 {
-                let _ = std::fs::remove_dir_all(entry.path());
+        let mut used = false;
+        for state in subdirectories(&self.state) {
+            match Bridge::load(&state) {
+                Some(bridge) if bridge.sweep() => used = true,
+                Some(bridge) => bridge.tear_down(),
+                None => drop(std::fs::remove_dir_all(&state)),
             }
         }
-        // Only where it is empty.
+        if !used {
+            // What a crash left before anything was written down.
+            let default = self.bridge_name(DEFAULT_NETWORK);
+            if links::index(&default).is_some() {
+                let _ = nft::run(&rules::Rules::remove(&default)).and_then(|()| links::remove(&default));
+            }
+            let _ = forwarding::restore(&self.forwarding_memory());
+            // Only where it is empty: a network that could not be removed is tried again.
+            let _ = std::fs::remove_dir(&self.state);
+        }
+        // Network namespaces that are gone took their interfaces with them.
+        for other in subdirectories(&self.states).into_iter().filter(|other| *other != self.state) {
+            if !subdirectories(&other).iter().any(|state| bridge::is_used(state)) {
+                let _ = std::fs::remove_dir_all(other);
+            }
+        }
         let _ = std::fs::remove_dir(&self.states);
     }
 
-    /// Best effort: what stays is found again by the next sweep, as long as the bridge or the state is there.
-    fn tear_down(&self) {
-        if links::index(&self.bridge).is_none() && !self.state.exists() {
-            return;
-        }
-        let _ = forwarding::restore(&self.forwarding_memory());
-        let removed = nat::remove(&self.bridge).and_then(|()| links::remove(&self.bridge));
-        if removed.is_ok() {
-            let _ = std::fs::remove_dir_all(&self.state);
-        }
-    }
-
     fn forwarding_memory(&self) -> PathBuf {
-        self.state.join("forwarding-was-off")
+        self.state.join("forwarding")
     }
 }
 
-impl Attachment {
-    /// The guest's TAP, for the machine to inherit.
-    pub fn tap(&self) -> Option<&OwnedFd> {
-        self.tap.as_ref()
+/// Interfaces for the machine of a template that lead nowhere: the guest finds the devices, and nothing comes
+/// through them.
+pub fn detached(id: &ContainerId, interfaces: Interfaces) -> Result<Vec<Interface>, NetworkError> {
+    match interfaces {
+        Interfaces::None => Ok(Vec::new()),
+        Interfaces::User => Ok(vec![user::detached().map_err(host("make a socket pair"))?]),
+        Interfaces::Taps(count) => (0..count)
+            .map(|index| {
+                let name = tap_name(id, index);
+                let tap = tap::create(&name).map_err(host(format!("make the TAP interface {name}")))?;
+                Ok(Interface::tap(tap, detached_mac(index)))
+            })
+            .collect(),
     }
 }
 
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        self.tap = None;
-        let Ok(_lock) = Lock::acquire(&self.network.lock) else { return };
-        if let Some((path, lease)) = self.lease.take() {
-            let _ = std::fs::remove_file(path);
-            drop(lease);
-        }
-        self.network.remove_unused();
-    }
+/// Any address will do: each clone gets its own.
+fn detached_mac(index: usize) -> [u8; 6] {
+    [2, 0, 0, 0, 0, u8::try_from(index).unwrap_or(u8::MAX)]
 }
 
-fn bridge_name(run: &Path) -> String {
-    if run == Path::new(DEFAULT_RUN) {
+/// The guest's first interface is `lt` and the container's ID, a further one has its number behind it.
+fn tap_name(id: &ContainerId, index: usize) -> String {
+    if index == 0 { format!("lt{id}") } else { format!("lt{id}{index}") }
+}
+
+fn bridge_name(run: &Path, network: &str) -> String {
+    if run == Path::new(DEFAULT_RUN) && network == DEFAULT_NETWORK {
         return DEFAULT_BRIDGE.to_owned();
     }
     use sha2::Digest as _;
-    let hash = sha2::Sha256::digest(run.as_os_str().as_encoded_bytes());
-    let digits: String = hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
-    format!("lighter{digits}")
+    let text = [run.as_os_str().as_encoded_bytes(), b"\0", network.as_bytes()].concat();
+    let hash = sha2::Sha256::digest(text);
+    let digits: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{BRIDGE_PREFIX}{digits}")
 }
 
-/// A locally administered unicast address.
-fn random_mac() -> [u8; 6] {
-    let [a, b, c, d, e, ..] = random();
-    [0x02, a, b, c, d, e]
+fn subdirectories(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 fn host(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -286,32 +250,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_run_directory_has_a_bridge_of_its_own_with_a_name_that_linux_takes() {
-        assert_eq!(bridge_name(Path::new("/run/lighter")), "lighter0");
-        let other = bridge_name(Path::new("/tmp/x/run"));
-        assert!(other.len() <= 15 && other != bridge_name(Path::new("/tmp/y/run")), "{other}");
-    }
-
-    #[test]
-    fn leases_of_the_dead_are_free_again() {
-        let base = tempfile::tempdir().unwrap();
-        let dirs = crate::container::test_dirs(base.path());
-        let network = Network::here(&dirs).unwrap();
-        std::fs::create_dir_all(network.state.join("leases")).unwrap();
-        let subnet: Subnet = "10.77.0.0/24".parse().unwrap();
-        let (first, lease) = network.lease(&subnet).unwrap();
-        let (second, _held) = network.lease(&subnet).unwrap();
-        assert_eq!((first, second), (Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 3)));
-        drop(lease);
-        assert_eq!(network.live_leases(&network.state), 1);
-        assert_eq!(network.lease(&subnet).unwrap().0, first);
+    fn each_network_of_each_run_directory_has_a_bridge_with_a_name_that_linux_takes() {
+        assert_eq!(bridge_name(Path::new("/run/lighter"), "bridge"), "lighter0");
+        let names = [
+            ("/tmp/x/run", "bridge"),
+            ("/tmp/y/run", "bridge"),
+            ("/tmp/x/run", "web"),
+            ("/run/lighter", "web"),
+        ];
+        let mut names = names.map(|(run, network)| bridge_name(Path::new(run), network)).to_vec();
+        assert!(names.iter().all(|name| name.len() <= 15), "{names:?}");
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 4);
+        let id = ContainerId::random();
+        assert!(tap_name(&id, spec::MAX_NETWORKS - 1).len() <= 15);
     }
 
     #[test]
     fn without_anything_a_sweep_leaves_no_trace() {
         let base = tempfile::tempdir().unwrap();
         let dirs = crate::container::test_dirs(base.path());
-        Network::here(&dirs).unwrap().sweep();
-        assert!(!dirs.run.join("network").exists() && !dirs.run.join("network.lock").exists());
+        Networks::here(&dirs).unwrap().sweep();
+        assert_eq!(std::fs::read_dir(&dirs.run).unwrap().count(), 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 
-use super::{nat, tap};
+use super::{nft, tap, user};
 
 /// Number of CAP_NET_ADMIN (capabilities(7)).
 const CAP_NET_ADMIN: u32 = 12;
@@ -17,8 +17,20 @@ pub fn missing() -> Vec<String> {
     if let Err(error) = OpenOptions::new().read(true).write(true).open(tap::DEVICE) {
         missing.push(format!("access to {} ({error}; `modprobe tun` makes it)", tap::DEVICE));
     }
-    if !nat::is_available() {
+    if nft::find("nft").is_none() {
         missing.push("the program nft (Debian: apt-get install nftables)".to_owned());
+    }
+    missing
+}
+
+/// What a network in user mode needs and is not there; empty if all is there.
+pub fn missing_for_user_mode() -> Vec<String> {
+    let mut missing = Vec::new();
+    if nft::find(user::PROGRAM).is_none() {
+        missing.push("the program passt (Debian: apt-get install passt)".to_owned());
+    }
+    if !user::has_way_out() {
+        missing.push("a default route of the host".to_owned());
     }
     missing
 }

@@ -8,8 +8,6 @@ pub mod resources;
 pub mod stop_signal;
 pub mod ulimit;
 
-use std::net::IpAddr;
-
 use agent_protocol::message::{ContainerPlan, NetworkPlan, ProcessPlan, RootPlan, TerminalSize};
 use oci_spec::image::Config;
 use serde::{Deserialize, Serialize};
@@ -58,10 +56,6 @@ pub struct PlanOptions {
     pub ulimits: Vec<String>,
     /// `--security-opt no-new-privileges`
     pub no_new_privileges: bool,
-    /// `--dns`: name servers instead of the host's.
-    pub dns: Vec<IpAddr>,
-    /// `--add-host`: address and name.
-    pub extra_hosts: Vec<(String, String)>,
     /// `--stop-signal`
     pub stop_signal: Option<String>,
 }
@@ -104,8 +98,6 @@ pub struct Plan {
     process: ProcessPlan,
     hostname: String,
     read_only: bool,
-    dns: Vec<IpAddr>,
-    extra_hosts: Vec<(String, String)>,
     /// What asks the process to end.
     pub stop_signal: i32,
 }
@@ -161,14 +153,7 @@ impl Plan {
             None => DEFAULT_STOP_SIGNAL,
             Some(text) => stop_signal::parse(text).ok_or_else(|| PlanError::StopSignal(text.to_owned()))?,
         };
-        Ok(Self {
-            process,
-            hostname,
-            read_only: options.read_only,
-            dns: options.dns.clone(),
-            extra_hosts: options.extra_hosts.clone(),
-            stop_signal,
-        })
+        Ok(Self { process, hostname, read_only: options.read_only, stop_signal })
     }
 
     /// Whether a disk for a writable layer is needed.
@@ -196,35 +181,14 @@ impl Plan {
         }
     }
 
-    /// The name servers that the user named.
-    pub fn dns(&self) -> &[IpAddr] {
-        &self.dns
-    }
-
     /// The name that the container has on its network.
     pub fn hostname(&self) -> &str {
         &self.hostname
     }
 
-    /// For a container without a network: what the user said about names counts there too, as in Docker.
-    fn names_only(&self) -> NetworkPlan {
-        NetworkPlan {
-            mac: [0; 6],
-            ipv4: None,
-            gateway_v4: None,
-            ipv6: None,
-            gateway_v6: None,
-            mtu: 0,
-            resolv_conf: self.dns.iter().map(|server| format!("nameserver {server}\n")).collect(),
-            extra_hosts: Vec::new(),
-        }
-    }
-
     /// The message for the agent, with the time and the entropy of this moment.
-    pub fn finish(&self, network: Option<NetworkPlan>) -> ContainerPlan {
+    pub fn finish(&self, network: NetworkPlan) -> ContainerPlan {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let mut network = network.unwrap_or_else(|| self.names_only());
-        network.extra_hosts.extend(self.extra_hosts.iter().cloned());
         ContainerPlan {
             root: self.root(),
             hostname: self.hostname.clone(),
@@ -257,7 +221,7 @@ mod tests {
     #[test]
     fn the_configuration_of_the_image_counts() {
         let plan = Plan::new(&PlanOptions::default(), "i", &config(FULL), "0123456789ab").unwrap();
-        let message = plan.finish(None);
+        let message = plan.finish(NetworkPlan::default());
         assert_eq!(message.process.args, ["/bin/sh", "-c", "echo hi"]);
         assert!(message.process.env.contains(&"A=1".to_owned()));
         assert!(message.process.env.contains(&"HOSTNAME=0123456789ab".to_owned()));
@@ -278,23 +242,10 @@ mod tests {
             ..PlanOptions::default()
         };
         let plan = Plan::new(&options, "i", &config(FULL), "id").unwrap();
-        let message = plan.finish(None);
+        let message = plan.finish(NetworkPlan::default());
         assert_eq!(message.process.args, ["/app", "x"]);
         assert_eq!((message.process.cwd.as_str(), message.process.user.as_str()), ("/tmp", "0"));
         assert_eq!((message.hostname.as_str(), message.root.writable_device), ("barge", None));
-    }
-
-    #[test]
-    fn names_count_without_a_network_too() {
-        let options = PlanOptions {
-            command: vec!["x".into()],
-            dns: vec!["192.0.2.53".parse().unwrap()],
-            extra_hosts: vec![("192.0.2.7".into(), "db".into())],
-            ..PlanOptions::default()
-        };
-        let network = Plan::new(&options, "i", &config("{}"), "id").unwrap().finish(None).network.unwrap();
-        assert_eq!((network.ipv4, network.resolv_conf.as_str()), (None, "nameserver 192.0.2.53\n"));
-        assert_eq!(network.extra_hosts, [("192.0.2.7".to_owned(), "db".to_owned())]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use vmm::config::VmConfig;
 
+use crate::network::Interface;
 use events::Events;
 
 /// Bytes of the VMM's own messages that an error shows.
@@ -52,14 +53,14 @@ pub struct VmProcess {
 }
 
 impl VmProcess {
-    /// Starts `program`, the VMM, with `config`. `tap` is the descriptor that `config.net` names. What the process writes
-    /// to stderr goes to the file `log`.
+    /// Starts `program`, the VMM, with `config`. `interfaces` are those that `config.net` names. What the process
+    /// writes to stderr goes to the file `log`.
     ///
     /// Call it from the thread that lives longest: the VMM dies with its parent *thread*.
     pub fn spawn(
         program: &Path,
         config: &VmConfig,
-        tap: Option<&OwnedFd>,
+        interfaces: &[Interface],
         log: &Path,
     ) -> Result<Self, ProcessError> {
         let prepare = |action| move |source: io::Error| ProcessError::Prepare { action, source };
@@ -67,8 +68,9 @@ impl VmProcess {
         let config_fd = config_file(config).map_err(prepare("write its configuration"))?;
         let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
         keep_private();
-        for fd in [Some(config_fd.as_fd()), Some(events_child.as_fd()), tap.map(AsFd::as_fd)] {
-            fd.map_or(Ok(()), inherit).map_err(prepare("let it inherit a descriptor"))?;
+        let interfaces = interfaces.iter().map(|interface| interface.fd.as_fd());
+        for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(interfaces) {
+            inherit(fd).map_err(prepare("let it inherit a descriptor"))?;
         }
         let log_file = File::create(log).map_err(prepare("make its log"))?;
         let child = Command::new(program)

@@ -1,19 +1,18 @@
 //! The machine of a container: its configuration, its disks.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use images::ext4;
-use vmm::config::{BlockEngine, DiskConfig, KernelConfig, NetConfig, RestoreConfig, VmConfig, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, KernelConfig, RestoreConfig, VmConfig, VsockConfig};
 
 use crate::container::Container;
 use crate::container::spec::ContainerSpec;
 use crate::dirs::Dirs;
 use crate::error::RunError;
-use crate::network::Attachment;
+use crate::network::spec::Interfaces;
+use crate::network::{Attachment, Interface};
 use crate::plan::{Plan, resources};
-use crate::run::wants_network;
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
 use crate::{carried, kernel};
@@ -38,8 +37,8 @@ pub struct Machine {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub mem_size_mib: u32,
-    /// Has an interface.
-    pub network: bool,
+    /// Its network interfaces.
+    pub interfaces: Interfaces,
 }
 
 impl Machine {
@@ -59,7 +58,7 @@ impl Machine {
             rootfs: data.join(&spec.rootfs),
             vcpus: options.vcpus,
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
-            network: wants_network(spec.network, &|_| ())?,
+            interfaces: spec.network.interfaces(),
         })
     }
 
@@ -69,7 +68,7 @@ impl Machine {
             kernel: &self.kernel,
             vcpus: self.vcpus,
             mem_size_mib: self.mem_size_mib,
-            network: self.network,
+            interfaces: self.interfaces,
             rootfs: (level == Level::Image).then_some(&self.rootfs),
             writable: plan.writable(),
         }
@@ -112,9 +111,7 @@ impl Machine {
             kernel: self.kernel.clone(),
             disks: self.disks(container, plan),
             pmem: Vec::new(),
-            net: attachment.and_then(|attachment| {
-                Some(NetConfig { tap_fd: attachment.tap()?.as_raw_fd(), mac: attachment.mac })
-            }),
+            net: attachment.into_iter().flat_map(Attachment::interfaces).map(Interface::config).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
             balloon: false,
             spare_slots: 0,

@@ -10,7 +10,6 @@ use std::path::Path;
 use images::pull::PullOptions;
 use images::{ImageSource, Progress, Store, rootfs};
 use rustix::fs::{Access, access};
-use serde::{Deserialize, Serialize};
 
 use crate::container::Container;
 use crate::container::id::ContainerId;
@@ -23,7 +22,7 @@ use crate::events::{Event, emit};
 use crate::keeper::protocol::{Reply, Request};
 use crate::keeper::spawn;
 use crate::log::LogSpec;
-use crate::network::{NetworkError, permission};
+use crate::network::{NetworkSpec, port};
 use crate::plan::{Plan, PlanOptions};
 use crate::session::Outcome;
 use crate::session::link::Link;
@@ -32,19 +31,6 @@ use crate::template::MakeError;
 use crate::trace::Trace;
 use machine::Machine;
 use warm::{Level, Warmer};
-
-/// `--network`
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NetworkChoice {
-    /// A bridge where this process may make one, else nothing.
-    #[default]
-    Auto,
-    /// A bridge with NAT.
-    Bridge,
-    /// Loopback only.
-    None,
-}
 
 /// Everything that `lighter run` or `create` was told.
 #[derive(Clone, Debug)]
@@ -60,7 +46,7 @@ pub struct RunOptions {
     /// In which machine.
     pub machine: MachineSpec,
     /// `--network`
-    pub network: NetworkChoice,
+    pub network: NetworkSpec,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -108,7 +94,9 @@ pub fn make(
     (watcher.ready)();
     // From here on there is something to clean up, so signals are read where that is done.
     let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
-    wants_network(options.network, watcher.notice)?;
+    let mut network = options.network.clone();
+    network.resolve().into_iter().for_each(|notice| (watcher.notice)(&notice));
+    network.exposed = port::exposed(&image.process());
     let container = Container::reserve(dirs, id.clone(), options.name.as_deref())?;
     let name = rootfs.file_name().unwrap_or_default();
     // A link of the container's own: the image may be removed while the container is there.
@@ -123,7 +111,7 @@ pub fn make(
         rootfs: name.to_string_lossy().into_owned(),
         plan,
         machine: options.machine.clone(),
-        network: options.network,
+        network,
         lifetime: options.lifetime.clone(),
         health: options.health.clone(),
         labels: options.labels.clone(),
@@ -215,23 +203,6 @@ fn start_in(dirs: &Dirs, container: Container, first: &[Request]) -> Result<Link
 fn check_kvm(path: &Path) -> Result<(), RunError> {
     access(path, Access::READ_OK | Access::WRITE_OK)
         .map_err(|error| RunError::Kvm { path: path.to_owned(), source: error.into() })
-}
-
-/// Whether the container gets an interface.
-pub fn wants_network(choice: NetworkChoice, notice: &dyn Fn(&str)) -> Result<bool, RunError> {
-    let missing = match choice {
-        NetworkChoice::None => return Ok(false),
-        NetworkChoice::Auto | NetworkChoice::Bridge => permission::missing(),
-    };
-    if missing.is_empty() {
-        return Ok(true);
-    }
-    let missing = missing.join(" and ");
-    if choice == NetworkChoice::Bridge {
-        return Err(NetworkError::NotPermitted { missing }.into());
-    }
-    notice(&format!("no network in the container: that needs {missing}"));
-    Ok(false)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use crate::container::Container;
 use crate::dirs::Dirs;
-use crate::network::Network;
+use crate::network;
 use crate::plan::Plan;
 use crate::run::machine::Machine;
 use crate::session::SessionError;
@@ -103,8 +103,8 @@ impl Warmer<'_> {
                 .make_layer(&container, plan, None)
                 .map_err(|error| host("make the template's writable layer")(error.into()))?;
         }
-        let tap = machine.network.then(|| Network::detached(&container.id)).transpose();
-        let tap = tap.map_err(|error| host("make the template's interface")(error.into()))?;
+        let interfaces = network::detached(&container.id, machine.interfaces)
+            .map_err(|error| host("make the template's interfaces")(error.into()))?;
         let mut config = machine.config(&container, plan, None, base);
         if level == Level::Machine {
             machine
@@ -112,7 +112,7 @@ impl Warmer<'_> {
                 .map_err(|error| host("make the template's empty drives")(error.into()))?;
         }
         let root = (level == Level::Image).then(|| plan.root());
-        Maker { container: &container, program: &machine.program, config, tap, root, signals }
+        Maker { container: &container, program: &machine.program, config, interfaces, root, signals }
             .make(store, key)
     }
 }

@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 use vmm::config::KernelConfig;
 use vmm::snapshot::FORMAT_VERSION;
 
+use crate::network::spec::Interfaces;
+
 /// What a template is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Ingredients<'a> {
@@ -18,8 +20,8 @@ pub struct Ingredients<'a> {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub mem_size_mib: u32,
-    /// Has a network interface.
-    pub network: bool,
+    /// Its network interfaces.
+    pub interfaces: Interfaces,
     /// The image's root filesystem, a file whose name follows from its content; `None` for a machine whose drives are
     /// empty.
     pub rootfs: Option<&'a Path>,
@@ -34,7 +36,7 @@ pub struct Key(String);
 impl Key {
     /// The key of `ingredients` as they are now, with the programs of this lighter.
     pub fn of(ingredients: &Ingredients<'_>) -> io::Result<Self> {
-        let Ingredients { kernel, vcpus, mem_size_mib, network, rootfs, writable } = ingredients;
+        let Ingredients { kernel, vcpus, mem_size_mib, interfaces, rootfs, writable } = ingredients;
         let mut text =
             format!("format {FORMAT_VERSION}\nagent {}\nvmm {}\n", programs::AGENT.id, programs::VMM.id);
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
@@ -47,7 +49,7 @@ impl Key {
         line("cmdline", &kernel.cmdline);
         line("vcpus", vcpus);
         line("memory", mem_size_mib);
-        line("network", network);
+        line("network", interfaces);
         match rootfs.map(|rootfs| rootfs.file_name().unwrap_or_default()) {
             Some(name) => line("rootfs", &name.display()),
             None => line("no rootfs", &""),
@@ -94,7 +96,7 @@ mod tests {
             kernel: &kernel,
             vcpus: 1,
             mem_size_mib: 128,
-            network: false,
+            interfaces: Interfaces::None,
             rootfs: Some(&rootfs),
             writable: true,
         };
@@ -108,7 +110,9 @@ mod tests {
             Ingredients { kernel: &other_cmdline, ..plain },
             Ingredients { vcpus: 2, ..plain },
             Ingredients { mem_size_mib: 256, ..plain },
-            Ingredients { network: true, ..plain },
+            Ingredients { interfaces: Interfaces::Taps(1), ..plain },
+            Ingredients { interfaces: Interfaces::Taps(2), ..plain },
+            Ingredients { interfaces: Interfaces::User, ..plain },
             Ingredients { rootfs: Some(&other_file), ..plain },
             Ingredients { rootfs: None, ..plain },
             Ingredients { writable: false, ..plain },

@@ -8,7 +8,7 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,13 +17,14 @@ use agent_protocol::message::{AgentMessage, HostMessage, RootPlan};
 use agent_protocol::{AGENT_PORT, HOST_PORT, PROTOCOL_VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use vmm::config::{NetConfig, VmConfig, VmEvent};
+use vmm::config::{VmConfig, VmEvent};
 use vmm::control::{Client, ClientError, Request};
 
 use super::store::{MakerLock, layer, snapshot};
 use super::{Key, Template, TemplateStore, copy_sparse};
 use crate::container::Container;
 use crate::keeper::boot::{Boot, console_tail};
+use crate::network::Interface;
 use crate::process::VmProcess;
 use crate::process::events::Read;
 use crate::session::SessionError;
@@ -70,8 +71,8 @@ pub struct Maker<'a> {
     pub program: &'a Path,
     /// The machine. Its interface and sockets are the maker's to add.
     pub config: VmConfig,
-    /// Its network interface.
-    pub tap: Option<OwnedFd>,
+    /// Its network interfaces, which lead nowhere.
+    pub interfaces: Vec<Interface>,
     /// What the agent mounts; nothing in the template of a machine.
     pub root: Option<RootPlan>,
     /// Ends the making.
@@ -125,11 +126,9 @@ impl Maker<'_> {
         let listener = UnixListener::bind(&socket).map_err(keep("listen for the agent"))?;
         let _ = std::fs::remove_file(self.container.control());
         self.config.control = Some(self.container.control());
-        // The guest's address is given to each clone, so any will do here.
-        let mac = [2, 0, 0, 0, 0, 1];
-        self.config.net = self.tap.as_ref().map(|tap| NetConfig { tap_fd: tap.as_raw_fd(), mac });
+        self.config.net = self.interfaces.iter().map(Interface::config).collect();
         let log = self.container.vmm_log();
-        let mut vm = VmProcess::spawn(self.program, &self.config, self.tap.as_ref(), &log)
+        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, &log)
             .map_err(|error| keep("start the VMM")(io::Error::other(error)))?;
         self.container.record_vmm(vm.id()).map_err(|error| keep("note the VMM")(io::Error::other(error)))?;
         self.prepare(&mut vm, &listener)?;

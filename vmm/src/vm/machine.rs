@@ -19,6 +19,7 @@ use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError,
 use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
+use devices::virtio::net::stream::Stream;
 use devices::virtio::net::tap::{Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
 use devices::virtio::pmem;
@@ -29,7 +30,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::spare;
-use crate::config::{DiskConfig, NetConfig, VmConfig, VmExit};
+use crate::config::{DiskConfig, NetBackend, NetConfig, VmConfig, VmExit};
 use crate::exit::Buses;
 use crate::irq::Router;
 use crate::pmem::Pmem;
@@ -66,14 +67,17 @@ pub enum DeviceError {
     /// A disk could not be opened.
     #[error(transparent)]
     Block(#[from] BlockError),
-    /// The TAP descriptor is not one.
-    #[error("the TAP descriptor {fd} cannot be used")]
+    /// The descriptor of an interface is none.
+    #[error("the TAP or socket descriptor {fd} cannot be used")]
     TapDescriptor {
         /// Its number.
         fd: RawFd,
         /// Why.
         source: io::Error,
     },
+    /// The stream socket could not be set up.
+    #[error("cannot use the stream socket of a network interface")]
+    Stream(#[source] io::Error),
     /// The TAP interface could not be set up.
     #[error("cannot use the TAP interface")]
     Tap(#[from] TapError),
@@ -226,8 +230,8 @@ fn virtio_devices(
     for (index, config) in config.disks.iter().enumerate() {
         devices.push(disk(index, config)?);
     }
-    if let Some(config) = &config.net {
-        devices.push(net("eth0", config)?);
+    for (number, config) in config.net.iter().enumerate() {
+        devices.push(net(&format!("eth{number}"), config)?);
     }
     if let Some(vsock) = &config.vsock {
         devices.push(("vsock".into(), Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?)));
@@ -261,11 +265,20 @@ fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
 
 /// The network interface that the guest calls `name`.
 pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
-    let tap = Tap::from_fd(duplicate(config.tap_fd)?)?;
-    Ok((name.into(), Box::new(Net::new(tap, NetIdentity { mac: config.mac, mtu: None }))))
+    let identity = NetIdentity { mac: config.mac, mtu: None };
+    let fd = duplicate(config.fd)?;
+    Ok((
+        name.into(),
+        match config.backend {
+            NetBackend::Tap => Box::new(Net::new(Tap::from_fd(fd)?, identity)),
+            NetBackend::Stream => {
+                Box::new(Net::new(Stream::from_fd(fd).map_err(DeviceError::Stream)?, identity))
+            }
+        },
+    ))
 }
 
-/// A descriptor of our own for the TAP interface that the configuration names by number.
+/// A descriptor of our own for the interface that the configuration names by number.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor or fails; it changes nothing of the old one.
     let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };

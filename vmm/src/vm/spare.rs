@@ -24,8 +24,7 @@ pub fn devices(config: &VmConfig, pmem: Vec<Named>) -> Result<Vec<Named>, Device
     }
     devices.extend(pmem);
     if let Some(interface) = &plugged.net {
-        let name = if config.net.is_some() { "eth1" } else { "eth0" };
-        devices.push(net(name, interface)?);
+        devices.push(net(&format!("eth{}", config.net.len()), interface)?);
     }
     for number in devices.len()..spare {
         devices.push((format!("spare{number}"), Box::new(Placeholder)));

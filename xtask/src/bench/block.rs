@@ -78,7 +78,7 @@ fn measure(bench: &Bench, disk: &Path, case: &Case, runs: usize) -> anyhow::Resu
         case.bytes, case.random, case.depth, case.warm, case.operations
     );
     let disks = serde_json::json!([{"path": disk, "read_only": true}]);
-    let lighter = Lighter { bench, disks, net: serde_json::Value::Null };
+    let lighter = Lighter { bench, disks, net: serde_json::json!([]) };
     for round in 0..=runs {
         prepare_cache(disk, case)?;
         let a = lighter.run(&test)?.micros(bench.clock);

@@ -85,7 +85,7 @@ fn measure(bench: &Bench, case: &Case, runs: usize) -> anyhow::Result<Row> {
     for round in 0..=runs {
         let a = {
             let tap: OwnedFd = tap::attach(NAME)?;
-            let net = serde_json::json!({"tap_fd": tap.as_raw_fd(), "mac": [2, 0, 0, 0, 0, 9]});
+            let net = serde_json::json!([{"fd": tap.as_raw_fd(), "mac": [2, 0, 0, 0, 0, 9]}]);
             Lighter { bench, disks: serde_json::json!([]), net }.run(&test)?.micros(bench.clock)
         };
         let b = Qemu { bench, devices: devices() }.run(&test)?.micros(bench.clock);

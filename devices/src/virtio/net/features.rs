@@ -9,10 +9,17 @@ use virtio_bindings::virtio_net::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Offered whatever the configuration is.
-const ALWAYS: [u32; 14] = [
+const ALWAYS: [u32; 6] = [
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
     VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_STATUS,
+];
+
+/// Offered where the wire understands the header.
+const OFFLOADS: [u32; 8] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_TSO4,
@@ -21,15 +28,14 @@ const ALWAYS: [u32; 14] = [
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_STATUS,
 ];
 
 /// What the device offers.
-pub fn offered(with_mtu: bool) -> u64 {
-    let always = ALWAYS.iter().fold(0, |features, bit| features | 1 << bit);
-    always | if with_mtu { 1 << VIRTIO_NET_F_MTU } else { 0 }
+pub fn offered(with_mtu: bool, with_offloads: bool) -> u64 {
+    let bits = |bits: &[u32]| bits.iter().fold(0, |features, bit| features | 1 << bit);
+    let mtu: &[u32] = if with_mtu { &[VIRTIO_NET_F_MTU] } else { &[] };
+    let offloads: &[u32] = if with_offloads { &OFFLOADS } else { &[] };
+    bits(&ALWAYS) | bits(mtu) | bits(offloads)
 }
 
 /// Whether the driver takes frames in several chains.
@@ -79,7 +85,10 @@ mod tests {
             (bits(&[VIRTIO_NET_F_GUEST_CSUM]), libc::TUN_F_CSUM),
             (bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]), libc::TUN_F_CSUM),
             (bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO6]), libc::TUN_F_CSUM | libc::TUN_F_TSO6),
-            (offered(false), libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN),
+            (
+                offered(false, true),
+                libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN,
+            ),
         ] {
             assert_eq!(tap_offloads(acknowledged), flags, "{acknowledged:#x}");
         }
@@ -87,6 +96,7 @@ mod tests {
 
     #[test]
     fn the_mtu_is_offered_only_when_there_is_one() {
-        assert_eq!(offered(true) ^ offered(false), 1 << VIRTIO_NET_F_MTU);
+        assert_eq!(offered(true, true) ^ offered(false, true), 1 << VIRTIO_NET_F_MTU);
+        assert_eq!(tap_offloads(offered(true, false)), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Network device (virtio 1.2, section 5.1) with a TAP interface behind it.
+//! Network device (virtio 1.2, section 5.1) with a TAP interface, or a stream socket, behind it.
 //!
 //! The guest controls its frames, the offload header in front of each and where its buffers are. Frames go
 //! between guest memory and the TAP without a copy; the kernel checks the offload header. Without buffers of
@@ -9,6 +9,7 @@ mod features;
 mod header;
 mod rx;
 mod rx_chains;
+pub mod stream;
 pub mod tap;
 mod tx;
 mod wire;
@@ -52,6 +53,8 @@ pub struct Net<T: FrameIo = Tap> {
     wire: Wire<T>,
     identity: NetIdentity,
     active: Option<Active>,
+    /// A part of a frame waits for the wire.
+    flushing: bool,
     /// What the event loop was last told to poll for.
     polled: EventSet,
     polled_changed: bool,
@@ -74,6 +77,7 @@ impl<T: FrameIo> Net<T> {
             wire: Wire::new(tap),
             identity,
             active: None,
+            flushing: false,
             polled: EventSet::empty(),
             polled_changed: false,
         }
@@ -100,7 +104,10 @@ impl<T: FrameIo> Net<T> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
+        // Nothing is left of an earlier frame when the next one is sent.
+        self.flushing = self.wire.flush();
         active.tx_stop = transmit(&mut active.tx, &active.mem, &mut self.wire)?;
+        self.flushing = self.wire.flush();
         if active.tx_stop == TxStop::Budget {
             active.interrupt.reschedule(TX);
         }
@@ -115,7 +122,7 @@ impl<T: FrameIo> Net<T> {
             if active.rx_stop == RxStop::NoFrame && !active.rx.is_polled() {
                 wanted |= EventSet::IN;
             }
-            if active.tx_stop == TxStop::TapFull {
+            if active.tx_stop == TxStop::TapFull || self.flushing {
                 wanted |= EventSet::OUT;
             }
         }
@@ -148,7 +155,7 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
     }
 
     fn features(&self) -> u64 {
-        features::offered(self.identity.mtu.is_some())
+        features::offered(self.identity.mtu.is_some(), self.wire.tap().has_offloads())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

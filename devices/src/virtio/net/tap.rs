@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::header::HEADER_SIZE;
+use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
 const TUN_DEVICE: &str = "/dev/net/tun";
 
@@ -36,13 +37,37 @@ pub enum TapError {
     },
 }
 
-/// Where frames come from and go to: one frame behind its header (`header.rs`) per `read` and
-/// `write`, never waiting.
+/// Where frames come from and go to, never waiting. A TAP has one frame behind its header (`header.rs`) per `read` and
+/// `write`.
 pub trait FrameIo: Send {
-    /// The descriptor, for polling, reading and writing.
+    /// The descriptor, for polling.
     fn fd(&self) -> BorrowedFd<'_>;
+
     /// Says which work the host may leave to the guest, as TUN_F_* flags.
     fn set_offloads(&self, flags: libc::c_uint) -> io::Result<()>;
+
+    /// Whether it understands the header: checksums to be completed, segments to be cut.
+    fn has_offloads(&self) -> bool {
+        true
+    }
+
+    /// Puts one frame behind its header into `vecs` and returns their length. What does not fit is lost.
+    fn receive(&mut self, vecs: &mut IoVecs<'_>) -> io::Result<usize> {
+        vecs.read_from(self.fd())
+    }
+
+    /// Sends one frame behind its header; [`io::ErrorKind::WouldBlock`] if it takes none now.
+    fn send(&mut self, frame: &GuestBuffers<'_>) -> io::Result<()> {
+        let mut vecs = IoVecs::new();
+        vecs.push_guest(frame, 0, frame.len());
+        vecs.write_to(self.fd()).map(drop)
+    }
+
+    /// Sends what is left of an earlier frame; true if something is left still, which the descriptor will take when it
+    /// is writable.
+    fn flush(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// An open TAP interface with the header that the device needs.

@@ -5,7 +5,7 @@ use super::tap::FrameIo;
 use super::wire::{Sent, Wire};
 use crate::GuestRam;
 use crate::virtio::device::ProtocolViolation;
-use crate::virtio::guest_buffers::{Direction, GuestBuffers, IoVecs};
+use crate::virtio::guest_buffers::{Direction, GuestBuffers};
 use crate::virtio::queue::{ActiveQueue, Chain};
 
 /// So many frames are given back at once: each time costs a cache line that the driver looks at.
@@ -69,7 +69,5 @@ fn send(
     if !(HEADER_SIZE..=HEADER_SIZE + MAX_FRAME).contains(&frame.len()) {
         return Err(queue.violation(format!("frame of {} bytes with its header", frame.len())));
     }
-    let mut vecs = IoVecs::new();
-    vecs.push_guest(&frame, 0, frame.len());
-    Ok(wire.write(&vecs))
+    Ok(wire.write(&frame))
 }

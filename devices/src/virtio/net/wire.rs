@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::tap::FrameIo;
-use crate::virtio::guest_buffers::IoVecs;
+use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
 /// The TAP did not give a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl<T: FrameIo> Wire<T> {
 
     /// Reads one frame with its header and returns their length.
     pub fn read(&mut self, vecs: &mut IoVecs<'_>) -> Result<usize, NoFrame> {
-        vecs.read_from(self.tap.fd()).map_err(|error| match error.kind() {
+        self.tap.receive(vecs).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => NoFrame::Empty,
             _ => {
                 self.failure = Some(format!("cannot read from the TAP, it is not used any more: {error}"));
@@ -75,9 +75,15 @@ impl<T: FrameIo> Wire<T> {
         })
     }
 
+    /// Sends what is left of an earlier frame; true if something is left still.
+    pub fn flush(&mut self) -> bool {
+        // A broken wire takes nothing any more; reading from it says so.
+        self.tap.flush().unwrap_or_default()
+    }
+
     /// Writes one frame with its header.
-    pub fn write(&mut self, vecs: &IoVecs<'_>) -> Sent {
-        let Err(error) = vecs.write_to(self.tap.fd()) else {
+    pub fn write(&mut self, frame: &GuestBuffers<'_>) -> Sent {
+        let Err(error) = self.tap.send(frame) else {
             Counters::count(&self.counters.tx_frames);
             return Sent::Taken;
         };

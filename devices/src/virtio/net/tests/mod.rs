@@ -4,6 +4,7 @@ mod hostile;
 mod life;
 mod real_tap;
 mod rx;
+mod stream;
 mod tx;
 
 use std::io;

@@ -1,0 +1,3 @@
+//! Options that several commands share, each with its translation for the engine.
+
+pub mod network;

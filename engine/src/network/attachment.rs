@@ -1,0 +1,358 @@
+//! A running container's place in its networks, given back when it is dropped.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use agent_protocol::message::{InterfacePlan, NetworkPlan};
+use vmm::config::{NetBackend, NetConfig};
+
+use super::bridge::{Bridge, Lease, mac_of};
+use super::claim::{self, Claim};
+use super::guest::{Egress, Guest};
+use super::port::{MAX_PUBLISHED, Publish, Published};
+use super::services::{Denial, Services, Settings as ServiceSettings, denials};
+use super::spec::{Endpoint, MAX_NETWORKS, Mac, NetworkMode, NetworkSpec};
+use super::user::Passt;
+use super::{MTU, NetworkError, Networks, host, permission, resolver, tap_name};
+use crate::container::id::ContainerId;
+
+/// Port of name servers: a container that has one itself gets none of lighter's.
+const DNS_PORT: u16 = 53;
+/// What `--add-host NAME:host-gateway` stands for.
+const HOST_GATEWAY: &str = "host-gateway";
+
+/// Who wants to be in which networks.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The container.
+    pub id: &'a ContainerId,
+    /// Its name.
+    pub name: &'a str,
+    /// Its host name.
+    pub hostname: &'a str,
+    /// What it wants. `Auto` is resolved.
+    pub spec: &'a NetworkSpec,
+}
+
+/// The host's side of an interface of the machine.
+#[derive(Debug)]
+pub struct Interface {
+    /// A TAP, or a stream of frames.
+    pub fd: OwnedFd,
+    backend: NetBackend,
+    mac: [u8; 6],
+}
+
+/// A container's place in its networks. The machine must have ended when it is dropped.
+#[derive(Debug)]
+pub struct Attachment {
+    networks: Networks,
+    interfaces: Vec<Interface>,
+    places: Vec<Place>,
+    plan: NetworkPlan,
+    claims: Vec<Claim>,
+    published: Vec<Published>,
+    denials: Option<denials::Listener>,
+    services: Option<Services>,
+    dns: super::spec::DnsSpec,
+    passt: Option<Passt>,
+}
+
+/// A place in one bridge.
+#[derive(Debug)]
+struct Place {
+    bridge: Bridge,
+    guest: Guest,
+    lease: Option<Lease>,
+}
+
+impl Networks {
+    /// Puts the container into its networks. Published ports are its own from here on; they are served, as its
+    /// questions for names are, after [`Attachment::serve`].
+    pub fn attach(&self, request: &Request<'_>) -> Result<Attachment, NetworkError> {
+        let spec = request.spec;
+        let mut attachment = Attachment {
+            networks: self.clone(),
+            interfaces: Vec::new(),
+            places: Vec::new(),
+            plan: names_only(spec),
+            claims: Vec::new(),
+            published: Vec::new(),
+            denials: None,
+            services: None,
+            dns: spec.dns.clone(),
+            passt: None,
+        };
+        match &spec.mode {
+            NetworkMode::Auto | NetworkMode::None => {}
+            NetworkMode::User => attachment.in_user_mode(request)?,
+            NetworkMode::Bridges(endpoints) => attachment.on_bridges(request, endpoints)?,
+        }
+        Ok(attachment)
+    }
+}
+
+impl Attachment {
+    /// The machine's interfaces, `eth0` first, for it to inherit.
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    /// What the guest must know.
+    pub fn plan(&self) -> &NetworkPlan {
+        &self.plan
+    }
+
+    /// Ports of the host that lead to the container.
+    pub fn published(&self) -> &[Published] {
+        &self.published
+    }
+
+    /// The container in each of its networks, by the network's name.
+    pub fn places(&self) -> impl Iterator<Item = (&str, &Guest)> {
+        self.places.iter().map(|place| (place.bridge.settings.network.as_str(), &place.guest))
+    }
+
+    /// Serves published ports and names from now on, and tells of every packet that `--egress-allow` denied. `vsock` is
+    /// the path of the machine's vsock device; call it before the machine is started.
+    pub fn serve(&mut self, vsock: &Path, on_denied: Box<dyn Fn(Denial) + Send>) -> Result<(), NetworkError> {
+        if self.interfaces.is_empty() {
+            return Ok(());
+        }
+        let settings = ServiceSettings {
+            claims: std::mem::take(&mut self.claims),
+            target: self.places.first().map(|place| (place.guest.ipv4, place.guest.ipv6)),
+            vsock: self.plan.resolver.then(|| vsock.to_owned()),
+            servers: resolver::servers(&self.dns.servers),
+            places: self.places.iter().map(|place| (place.bridge.clone(), place.guest.clone())).collect(),
+            denials: self.denials.take(),
+            on_denied,
+        };
+        self.services =
+            Some(Services::start(settings).map_err(host("serve the container's ports and names"))?);
+        Ok(())
+    }
+
+    fn on_bridges(&mut self, request: &Request<'_>, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
+        let missing = permission::missing();
+        if !missing.is_empty() {
+            return Err(NetworkError::NotPermitted { missing: missing.join(" and ") });
+        }
+        // Nothing was made yet that would have to be removed.
+        self.claims = claim::claim_all(&ports(request))?;
+        self.published = self.claims.iter().map(|claim| claim.published).collect();
+        let egress = match &request.spec.egress {
+            None => None,
+            Some(rules) => {
+                let listener = denials::Listener::open().map_err(host("listen for denied packets"))?;
+                let log_group = listener.group();
+                self.denials = Some(listener);
+                Some(Egress { rules: rules.clone(), log_group })
+            }
+        };
+        let _lock = self.networks.lock()?;
+        for (index, endpoint) in endpoints.iter().take(MAX_NETWORKS).enumerate() {
+            let plugged = self.plug_in(request, index, endpoint, egress.clone());
+            if let Err(error) = plugged {
+                self.leave();
+                return Err(error);
+            }
+        }
+        self.plan.resolver = !serves_names(request);
+        self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
+        self.name_the_gateway();
+        Ok(())
+    }
+
+    /// The lock is held.
+    fn plug_in(
+        &mut self,
+        request: &Request<'_>,
+        index: usize,
+        endpoint: &Endpoint,
+        egress: Option<Egress>,
+    ) -> Result<(), NetworkError> {
+        let bridge = self.networks.bring_up(&endpoint.network)?;
+        let lease = bridge.lease(endpoint)?;
+        let settings = &bridge.settings;
+        let mut aliases = endpoint.aliases.clone();
+        if request.hostname != request.id.as_str() {
+            aliases.push(request.hostname.to_owned());
+        }
+        let guest = Guest {
+            container: request.id.to_string(),
+            name: request.name.to_owned(),
+            aliases,
+            tap: tap_name(request.id, index),
+            mac: endpoint.mac.unwrap_or_else(|| mac_of(lease.ipv4)),
+            ipv4: lease.ipv4,
+            ipv6: settings.subnet6.map(|subnet| subnet.host(lease.number)),
+            // One network is enough to be found by the host.
+            ports: if index == 0 { self.published.clone() } else { Vec::new() },
+            egress,
+        };
+        let leads_out =
+            !settings.internal && self.plan.interfaces.iter().all(|other| other.gateway_v4.is_none());
+        self.plan.interfaces.push(InterfacePlan {
+            mac: guest.mac.0,
+            ipv4: Some((guest.ipv4, settings.subnet.prefix())),
+            gateway_v4: leads_out.then_some(settings.gateway),
+            ipv6: guest.ipv6.zip(settings.subnet6).map(|(address, subnet)| (address, subnet.prefix())),
+            gateway_v6: bridge.gateway6().filter(|_| leads_out).map(|(address, _)| address),
+            mtu: MTU,
+        });
+        let Mac(mac) = guest.mac;
+        let tap = bridge.plug_in(&guest, &lease);
+        // Also where it failed half-way: leaving removes what is there.
+        self.places.push(Place { bridge, guest, lease: Some(lease) });
+        self.interfaces.push(Interface::tap(tap?, mac));
+        Ok(())
+    }
+
+    fn in_user_mode(&mut self, request: &Request<'_>) -> Result<(), NetworkError> {
+        if request.spec.egress.is_some() {
+            return Err(NetworkError::Unsupported {
+                what: "--egress-allow",
+                mode: "user",
+                fix: "use a bridge, as root",
+            });
+        }
+        // Whoever has one of the ports is heard of now; then passt takes them.
+        let claims = claim::claim_all(&ports(request))?;
+        self.published = claims.iter().map(|claim| claim.published).collect();
+        drop(claims);
+        let (passt, interface, plan) = Passt::start(&self.published)?;
+        self.plan.interfaces.push(plan);
+        self.plan.resolver = !serves_names(request);
+        self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
+        self.interfaces.push(interface);
+        self.passt = Some(passt);
+        self.name_the_gateway();
+        Ok(())
+    }
+
+    fn name_the_gateway(&mut self) {
+        let gateway = self.plan.interfaces.iter().find_map(|interface| interface.gateway_v4).map(IpAddr::V4);
+        for (address, _) in self.plan.extra_hosts.iter_mut().filter(|(address, _)| address == HOST_GATEWAY) {
+            *address = gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+        }
+        self.plan.extra_hosts.retain(|(address, _)| !address.is_empty());
+    }
+
+    /// The lock is held.
+    fn leave(&mut self) {
+        self.interfaces.clear();
+        for place in &mut self.places {
+            if let Some(lease) = place.lease.take() {
+                place.bridge.leave(lease);
+            }
+        }
+        self.places.clear();
+        self.networks.remove_unused();
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.services = None;
+        self.passt = None;
+        if self.places.is_empty() {
+            return;
+        }
+        let networks = self.networks.clone();
+        if let Ok(_lock) = networks.lock() {
+            self.leave();
+        }
+    }
+}
+
+impl Interface {
+    /// An interface behind a TAP.
+    pub fn tap(fd: OwnedFd, mac: [u8; 6]) -> Self {
+        Self { fd, backend: NetBackend::Tap, mac }
+    }
+
+    /// An interface behind a stream socket.
+    pub fn stream(fd: OwnedFd, mac: [u8; 6]) -> Self {
+        Self { fd, backend: NetBackend::Stream, mac }
+    }
+
+    /// For the machine.
+    pub fn config(&self) -> NetConfig {
+        NetConfig { fd: self.fd.as_raw_fd(), backend: self.backend, mac: self.mac }
+    }
+}
+
+/// What the user said about names counts without a network too, as in Docker.
+fn names_only(spec: &NetworkSpec) -> NetworkPlan {
+    NetworkPlan {
+        interfaces: Vec::new(),
+        resolv_conf: spec.dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect(),
+        extra_hosts: spec.extra_hosts.clone(),
+        resolver: false,
+    }
+}
+
+/// A container with a name server of its own needs that port for itself.
+fn serves_names(request: &Request<'_>) -> bool {
+    request.spec.exposed.iter().any(|(port, _)| *port == DNS_PORT)
+        || request.spec.publish.iter().any(|port| port.guest_port == DNS_PORT)
+}
+
+/// Everything to publish: what `-p` says, and with `-P` what the image exposes beside that.
+fn ports(request: &Request<'_>) -> Vec<Publish> {
+    let mut ports = request.spec.publish.clone();
+    if request.spec.publish_all {
+        let named = |port: u16, transport| {
+            request.spec.publish.iter().any(|other| (other.guest_port, other.transport) == (port, transport))
+        };
+        let more = request.spec.exposed.iter().filter(|(port, transport)| !named(*port, *transport));
+        ports.extend(more.map(|&(guest_port, transport)| Publish {
+            host_ip: None,
+            host_port: None,
+            guest_port,
+            transport,
+        }));
+    }
+    ports.truncate(MAX_PUBLISHED);
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::port::{self, Transport};
+    use super::*;
+
+    #[test]
+    fn names_count_without_a_network_too() {
+        let spec = NetworkSpec {
+            dns: super::super::spec::DnsSpec {
+                servers: vec!["192.0.2.53".parse().unwrap()],
+                ..Default::default()
+            },
+            extra_hosts: vec![("192.0.2.7".into(), "db".into())],
+            ..NetworkSpec::default()
+        };
+        let plan = names_only(&spec);
+        assert_eq!((plan.interfaces.len(), plan.resolv_conf.as_str()), (0, "nameserver 192.0.2.53\n"));
+        assert_eq!(plan.extra_hosts, [("192.0.2.7".to_owned(), "db".to_owned())]);
+    }
+
+    #[test]
+    fn exposed_ports_are_published_once() {
+        let spec = NetworkSpec {
+            publish: port::parse("8080:80").unwrap(),
+            publish_all: true,
+            ..NetworkSpec::default()
+        };
+        let id = ContainerId::random();
+        let spec = NetworkSpec { exposed: vec![(80, Transport::Tcp), (53, Transport::Udp)], ..spec };
+        let request = Request { id: &id, name: "n", hostname: "h", spec: &spec };
+        let found: Vec<_> = ports(&request).iter().map(|port| (port.guest_port, port.host_port)).collect();
+        assert_eq!(found, [(80, Some(8080)), (53, None)]);
+        assert!(serves_names(&request));
+        let spec = NetworkSpec { exposed: vec![(80, Transport::Tcp)], ..spec.clone() };
+        assert!(!serves_names(&Request { spec: &spec, ..request }));
+    }
+}

@@ -1,0 +1,92 @@
+//! What a running container needs of the host beside its packets: a proxy for its published ports, answers to its
+//! questions for names, and word of what it was denied. One thread for all, gone with [`Services`].
+//!
+//! Many clients meet here, so it is asynchronous, on a runtime of this one thread. Everything is bounded.
+
+pub mod denials;
+mod dns;
+mod proxy;
+mod upstream;
+mod zone;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::thread::JoinHandle;
+
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use super::bridge::Bridge;
+use super::claim::Claim;
+use super::guest::Guest;
+pub use denials::Denial;
+use zone::Zone;
+
+/// What is to be served.
+pub struct Settings {
+    /// Ports of the host.
+    pub claims: Vec<Claim>,
+    /// Where they lead; `None` where somebody else serves them.
+    pub target: Option<(Ipv4Addr, Option<Ipv6Addr>)>,
+    /// The machine's vsock device, where questions for names arrive; `None`: no answers.
+    pub vsock: Option<PathBuf>,
+    /// Who is asked what lighter does not know.
+    pub servers: Vec<IpAddr>,
+    /// The container in its networks.
+    pub places: Vec<(Bridge, Guest)>,
+    /// Hears of denied packets.
+    pub denials: Option<denials::Listener>,
+    /// Told of them.
+    pub on_denied: Box<dyn Fn(Denial) + Send>,
+}
+
+/// The running services, ended on drop.
+#[derive(Debug)]
+pub struct Services {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Services {
+    /// Starts them, in the network namespace of this thread. The sockets are there when this returns.
+    pub fn start(settings: Settings) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let listeners = settings.vsock.as_deref().map(dns::Listeners::bind).transpose()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
+            LocalSet::new().block_on(&runtime, async {
+                serve(settings, listeners);
+                // An error says that the sender is gone, which means the same.
+                let _ = stopped.await;
+            });
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Spawns what serves, within a `LocalSet`.
+fn serve(settings: Settings, listeners: Option<dns::Listeners>) {
+    let Settings { claims, target, servers, places, denials, on_denied, .. } = settings;
+    if let Some((ipv4, ipv6)) = target {
+        proxy::serve(claims, IpAddr::V4(ipv4), ipv6.map(IpAddr::V6));
+    }
+    let zone = Rc::new(Zone::new(places));
+    zone.allow_known_names(&servers);
+    if let Some(listeners) = listeners {
+        listeners.serve(&zone, &servers.into());
+    }
+    if let Some(listener) = denials {
+        tokio::task::spawn_local(listener.serve(on_denied));
+    }
+}

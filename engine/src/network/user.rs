@@ -1,0 +1,196 @@
+//! A network in user mode: the program `passt` carries the guest's connections over sockets of the user.
+//!
+//! ```text
+//! guest eth0 ── VMM ── socket pair, frames behind their length ── passt ── the host's sockets
+//! ```
+//!
+//! passt confines itself (namespaces, seccomp, no files) and ends with the machine: when its socket is closed. The
+//! gateway's address does not lead to the host, and the VMM lets no frame pass that is addressed to loopback.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use agent_protocol::message::InterfacePlan;
+
+use super::attachment::Interface;
+use super::port::{Published, Transport};
+use super::{MTU, NetworkError, host, nft};
+
+/// The program.
+pub const PROGRAM: &str = "passt";
+/// The guest's side, as every user-mode network has it.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const PREFIX: u8 = 24;
+const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6967, 0x6874, 0, 0, 0, 0, 0x15);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6967, 0x6874, 0, 0, 0, 0, 2);
+const PREFIX6: u8 = 64;
+/// Hardware addresses of the guest and of passt.
+const MAC: [u8; 6] = [0x02, 0x6c, 10, 0, 2, 15];
+const GATEWAY_MAC: &str = "02:6c:0a:00:02:02";
+/// What passt may take to open its ports.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of its messages that are shown.
+const MAX_SAID: u64 = 2 << 10;
+
+/// A running passt, ended on drop.
+#[derive(Debug)]
+pub struct Passt {
+    child: Child,
+}
+
+impl Passt {
+    /// Starts it, and gives the machine's end of the wire and what the guest must know.
+    pub fn start(ports: &[Published]) -> Result<(Self, Interface, InterfacePlan), NetworkError> {
+        let missing = super::permission::missing_for_user_mode();
+        let Some(program) = nft::find(PROGRAM).filter(|_| missing.is_empty()) else {
+            return Err(NetworkError::NoUserMode { missing: missing.join(" and ") });
+        };
+        let six = has_default_route6();
+        let wire = || host("make a socket pair for passt");
+        let (ours, theirs) = UnixStream::pair().map_err(wire())?;
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
+            .map_err(|error| wire()(error.into()))?;
+        let ready = tempfile::NamedTempFile::new().map_err(host("make a file for passt"))?;
+        let mut said = tempfile::tempfile().map_err(host("make a file for passt"))?;
+        let stderr = said.try_clone().map_err(host("make a file for passt"))?;
+        let mut command = Command::new(program);
+        command
+            .args(["--foreground", "--quiet", "--stderr", "--one-off", "--no-map-gw"])
+            .args(["--no-dhcp", "--no-dhcpv6", "--no-ra", "--fd", &theirs.as_raw_fd().to_string()])
+            .arg("--pid")
+            .arg(ready.path())
+            .args(["--mtu", &MTU.to_string(), "--mac-addr", GATEWAY_MAC])
+            .args(["--address", &ADDRESS.to_string(), "--netmask", &PREFIX.to_string()])
+            .args(["--gateway", &GATEWAY.to_string()])
+            .args(if six {
+                vec!["--address".to_owned(), ADDRESS6.to_string()]
+            } else {
+                vec!["--ipv4-only".to_owned()]
+            })
+            .args(port_arguments(ports))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        let child = command.spawn().map_err(host(format!("start {PROGRAM}")))?;
+        let mut passt = Self { child };
+        drop(theirs);
+        passt.wait_until_ready(ready.as_file(), &mut said)?;
+        let plan = InterfacePlan {
+            mac: MAC,
+            ipv4: Some((ADDRESS, PREFIX)),
+            gateway_v4: Some(GATEWAY),
+            ipv6: six.then_some((ADDRESS6, PREFIX6)),
+            gateway_v6: six.then_some(GATEWAY6),
+            mtu: MTU,
+        };
+        Ok((passt, Interface::stream(ours.into(), MAC), plan))
+    }
+
+    /// It writes its process ID when its ports are open.
+    fn wait_until_ready(&mut self, ready: &File, said: &mut File) -> Result<(), NetworkError> {
+        let failed = || host(format!("start {PROGRAM}"));
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if ready.metadata().map_err(failed())?.len() > 0 {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait().map_err(failed())? {
+                let mut text = Vec::new();
+                let _ = said.rewind().and_then(|()| said.take(MAX_SAID).read_to_end(&mut text));
+                let text = crate::text::printable(&text);
+                return Err(failed()(io::Error::other(format!("it ended with {status}: {text}"))));
+            }
+            if Instant::now() > deadline {
+                return Err(failed()(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        // Fails only where it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A wire with nobody at the other end.
+pub fn detached() -> io::Result<Interface> {
+    let (ours, _) = UnixStream::pair()?;
+    Ok(Interface::stream(ours.into(), MAC))
+}
+
+/// Whether this thread's network namespace has a default route.
+pub fn has_way_out() -> bool {
+    let text = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+    let default = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        matches!(columns.as_slice(), [_, "00000000", _, _, _, _, _, "00000000", ..])
+    };
+    text.lines().skip(1).any(default) || has_default_route6()
+}
+
+fn has_default_route6() -> bool {
+    let text = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+    // Destination, prefix length, …, interface. The kernel's own unreachable route is on lo.
+    text.lines().any(|line| {
+        line.starts_with("00000000000000000000000000000000 00 ")
+            && line.split_whitespace().last() != Some("lo")
+    })
+}
+
+/// passt's options for published ports.
+fn port_arguments(ports: &[Published]) -> Vec<String> {
+    // One of passt's sockets takes both IP versions.
+    let both = |port: &Published| port.host.ip().is_unspecified();
+    let mut arguments = Vec::new();
+    for (index, port) in ports.iter().enumerate() {
+        let is_again = both(port)
+            && ports.iter().take(index).any(|other| {
+                both(other)
+                    && (other.host.port(), other.transport, other.guest_port)
+                        == (port.host.port(), port.transport, port.guest_port)
+            });
+        if is_again {
+            continue;
+        }
+        let option = match port.transport {
+            Transport::Tcp => "--tcp-ports",
+            Transport::Udp => "--udp-ports",
+        };
+        let address = match port.host.ip() {
+            ip if ip.is_unspecified() => String::new(),
+            IpAddr::V4(ip) => format!("{ip}/"),
+            IpAddr::V6(ip) => format!("{ip}/"),
+        };
+        arguments.push(option.to_owned());
+        arguments.push(format!("{address}{}:{}", port.host.port(), port.guest_port));
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_all_addresses_is_named_once() {
+        let port =
+            |host: &str, transport| Published { host: host.parse().unwrap(), guest_port: 80, transport };
+        let ports = [
+            port("0.0.0.0:8080", Transport::Tcp),
+            port("[::]:8080", Transport::Tcp),
+            port("127.0.0.1:8081", Transport::Udp),
+        ];
+        let expected = ["--tcp-ports", "8080:80", "--udp-ports", "127.0.0.1/8081:80"];
+        assert_eq!(port_arguments(&ports), expected);
+    }
+}
