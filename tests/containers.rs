@@ -170,9 +170,14 @@ fn shell() -> anyhow::Result<()> {
 
     let mut executed = terminal.spawn(&installation.command(["exec", "-it", "box", "sh"]))?;
     terminal.type_in("vi /tmp/note\r")?;
-    std::thread::sleep(Duration::from_secs(3));
-    terminal.type_in("iwritten in vi\x1b:wq\r")?;
-    std::thread::sleep(Duration::from_secs(1));
+    terminal.expect("/tmp/note 1/1", GUEST_DEADLINE)?;
+    terminal.type_in("iwritten in vi")?;
+    terminal.expect("written in vi", GUEST_DEADLINE)?;
+    // What follows an escape at once is taken for a key's sequence.
+    terminal.type_in("\x1b")?;
+    std::thread::sleep(Duration::from_secs(2));
+    terminal.type_in(":wq\r")?;
+    terminal.expect("# ", GUEST_DEADLINE)?;
     terminal.type_in("echo no''te $(cat /tmp/note)\r")?;
     terminal.expect("note written in vi", GUEST_DEADLINE)?;
     terminal.type_in("top -d 1\r")?;
@@ -354,7 +359,7 @@ fn bad_input() -> anyhow::Result<()> {
     ensure!(said(&["create", "--name", "idle", &image, "true"])?.contains("in use"));
     ensure!(said(&["kill", "-s", "NOPE", "idle"])?.contains("NOPE"));
     ensure!(said(&["ps", "--filter", "colour=red"])?.contains("ancestor"));
-    ensure!(said(&["ps", "--format", "{{.Nmae}}"])?.contains("Names"));
+    ensure!(said(&["ps", "-a", "--format", "{{.Nmae}}"])?.contains("Names"));
     ensure!(said(&["run", "--restart", "often", &image])?.contains("on-failure"));
     ensure!(said(&["run", "--ttl", "soon", &image])?.contains("soon"));
     ensure!(said(&["logs", "-n", "few", "idle"])?.contains("few"));

@@ -72,7 +72,7 @@ impl Guest {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A guest for tests.
