@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::tool::ToolPlan;
+use crate::tool::{Piece, ToolPlan};
 
 /// Host to agent.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -26,9 +26,17 @@ pub enum HostMessage {
     Resize(TerminalSize),
     /// Sync and power off now. Sent after everything that matters was read.
     PowerOff,
-    /// Run one of the agent's tools and give it this connection. Nothing else of this list but `Stdin` and `StdinEof`
-    /// may follow.
-    Tool(ToolPlan),
+    /// Run one of the agent's tools and give it this connection. Of this list, only what names tools may follow.
+    Tool {
+        /// What it shall do.
+        plan: ToolPlan,
+        /// The host reads and writes large files on the container's disks; see [`crate::tool`].
+        on_disk: bool,
+    },
+    /// To a tool: the file whose header was just sent may be written to the disk.
+    Offer,
+    /// To a tool: the pieces were read, or written.
+    Done,
 }
 
 /// Agent to host.
@@ -67,6 +75,10 @@ pub enum AgentMessage {
     StdinCredit(u32),
     /// The process ended and all its output was sent before this.
     Exited(ExitStatus),
+    /// From a tool: the next part of a file's content is on the disks. Answered by `Done`.
+    Pieces(Vec<Piece>),
+    /// From a tool: the offered file's content should be sent.
+    Declined,
 }
 
 /// Why a start failed.

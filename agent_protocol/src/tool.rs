@@ -5,6 +5,15 @@
 //! child: Started ─► Stdout … (host: Stdin …, StdinEof) ─► Exited(0), or Failed at any point
 //! ```
 //!
+//! A large file's content need not go through the connection: its blocks are on disks that the host has as files, so
+//! the tool says where ([`Piece`]) and the host reads, or writes, them there.
+//!
+//! ```text
+//! out of the guest:  tool: … Stdout, Pieces ─► host reads the disks ─► Done ─► tool: Stdout …
+//! into the guest:    host: … Stdin (up to the file's header), Offer ─► tool makes room ─► Pieces ─► host writes the
+//!                    disk ─► Done ─► … ; or Declined, and the host sends the content as Stdin
+//! ```
+//!
 //! There is no credit: the child takes what the connection gives as fast as it can work on it, and a connection that
 //! is not read makes its writer wait.
 
@@ -81,3 +90,31 @@ pub const DELETED: u8 = b'D';
 pub const FILE: u8 = b'f';
 /// Before the stream of [`ToolPlan::Read`]: it is a directory.
 pub const DIRECTORY: u8 = b'd';
+
+/// A file from this size on has its content read and written on the disks.
+pub const LARGE_FILE: u64 = 256 << 10;
+
+/// Most pieces in one message. A file in more of them takes several messages, each answered.
+pub const MAX_PIECES: usize = 10_000;
+
+/// A part of a file's content, in the order of the file.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Piece {
+    /// On which disk.
+    pub disk: Disk,
+    /// Byte on that disk.
+    pub at: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// A disk of the container.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Disk {
+    /// None: a hole, which reads as zeros.
+    Hole,
+    /// The image's.
+    Image,
+    /// The writable layer's.
+    Writable,
+}

@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use crate::error::{ArchiveError, On as _};
-use crate::stream::{Entry, Stream};
+use crate::stream::{Entry, Inlet, Stream};
 use crate::target::Target;
 
 type Result<T> = std::result::Result<T, ArchiveError>;
@@ -65,7 +65,7 @@ pub struct Options {
 
 /// Writes all of `input` to `target`. Devices that are not to be trusted are left out, and `left_out` is told.
 pub fn extract(
-    input: &mut dyn Read,
+    input: &mut dyn Inlet,
     target: &Target,
     options: Options,
     left_out: &mut dyn FnMut(&Path),
@@ -191,6 +191,9 @@ impl Extraction<'_> {
             }
         };
         let mut file = File::from(opened.on("make", path)?);
+        if archive.put_content(&file).on("write", path)? {
+            return Ok(file);
+        }
         loop {
             let count = archive.content(&mut self.buffer).on("read the content of", path)?;
             if count == 0 {

@@ -2,6 +2,7 @@
 //!
 //! PAX values are taken by their length, because an attribute's value may hold any byte, line ends too.
 
+use std::fs::File;
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
@@ -42,9 +43,21 @@ struct Extension {
     attributes: Vec<Attribute>,
 }
 
+/// Where a tar stream comes from.
+pub trait Inlet: Read {
+    /// Puts the content of the entry whose header was just read, all of its `size` bytes, into the new file `file` in
+    /// another way than by [`Read`]; `false` if it has none.
+    fn put_content(&mut self, file: &File, size: u64) -> io::Result<bool> {
+        let _ = (file, size);
+        Ok(false)
+    }
+}
+
+impl Inlet for &[u8] {}
+
 /// A tar stream.
 pub struct Stream<'a> {
-    input: &'a mut dyn Read,
+    input: &'a mut dyn Inlet,
     /// Bytes of the current entry that were not read, and the padding behind it.
     left: u64,
     padding: u64,
@@ -52,7 +65,7 @@ pub struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// The stream `input`, which is read no further than the entries that are asked for.
-    pub fn new(input: &'a mut dyn Read) -> Self {
+    pub fn new(input: &'a mut dyn Inlet) -> Self {
         Self { input, left: 0, padding: 0 }
     }
 
@@ -100,6 +113,15 @@ impl<'a> Stream<'a> {
         Ok(wanted)
     }
 
+    /// Lets the inlet put the entry's whole content into `file`; `false` if it has to be read.
+    pub fn put_content(&mut self, file: &File) -> io::Result<bool> {
+        let put = self.left > 0 && self.input.put_content(file, self.left)?;
+        if put {
+            self.left = 0;
+        }
+        Ok(put)
+    }
+
     fn expect(&mut self, size: u64) {
         self.left = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
@@ -118,7 +140,7 @@ impl<'a> Stream<'a> {
     fn skip(&mut self) -> io::Result<()> {
         let rest = self.left.saturating_add(self.padding);
         (self.left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut self.input.take(rest), &mut io::sink())?;
+        let skipped = io::copy(&mut Read::take(&mut *self.input, rest), &mut io::sink())?;
         if skipped == rest { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 

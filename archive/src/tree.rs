@@ -1,12 +1,11 @@
 //! A file, or a directory with all below it, as a tar stream.
 
 use std::fs::Metadata;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{ArchiveError, On as _};
-use crate::pack::Packer;
+use crate::pack::{Outlet, Packer};
 
 type Result<T> = std::result::Result<T, ArchiveError>;
 
@@ -26,7 +25,13 @@ impl Tree {
         };
         let metadata = metadata.on("find", path)?;
         // Named in full, so that no link has to be followed again.
-        let path = if follow { path.canonicalize().on("find", path)? } else { path.to_owned() };
+        let path = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if !follow && !metadata.is_dir() => {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+                parent.canonicalize().on("find", parent)?.join(name)
+            }
+            _ => path.canonicalize().on("find", path)?,
+        };
         Ok(Self { path, metadata })
     }
 
@@ -36,7 +41,7 @@ impl Tree {
     }
 
     /// Writes it as a tar stream, in which it is called `name`.
-    pub fn pack(&self, name: &str, out: &mut dyn Write) -> Result<()> {
+    pub fn pack(&self, name: &str, out: &mut dyn Outlet) -> Result<()> {
         let mut packer = Packer::new(out);
         packer.add(name.as_bytes(), &self.path, &self.metadata)?;
         if self.metadata.is_dir() {

@@ -7,15 +7,13 @@ mod quiet;
 mod random;
 pub mod root;
 
-use std::os::fd::BorrowedFd;
-
 use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan};
 use rustix::process::Pid;
 
 use crate::failure::{Context, Failure};
 use crate::process::{self, First, Process};
 use crate::resolver::Resolver;
-use crate::{clock, network};
+use crate::{clock, network, tools};
 
 /// ```text
 /// Idle -> prepare -> Prepared -> enter -> Entered -> start_main -> Running -> main_ended -> Ended
@@ -117,10 +115,11 @@ impl Container {
     }
 
     /// Where tools find the container's files: from when its root is there to the end of its main process.
-    pub fn place_for_tools(&self) -> Result<BorrowedFd<'_>, Failure> {
+    pub fn place_for_tools(&self) -> Result<tools::Place<'_>, Failure> {
         match (self.state, &self.prepared) {
             (State::Prepared | State::Entered | State::Running(_), Some(prepared)) => {
-                Ok(prepared.outside.root())
+                let writable = prepared.root.writable_device.as_deref();
+                Ok(tools::Place { outside: prepared.outside.root(), writable })
             }
             _ => Err(Failure::agent("the container is not running")),
         }

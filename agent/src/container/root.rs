@@ -24,7 +24,8 @@ const MEDIUM_LOOKS: u32 = 5000;
 pub const IMAGE: &str = "/run/image";
 /// What the container wrote, in the agent's own root.
 pub const UPPER: &str = "/run/disk/upper";
-const DISK: &str = "/run/disk";
+/// The writable layer's file system, in the agent's own root.
+pub const DISK: &str = "/run/disk";
 const ROOT: &str = "/run/root";
 const OPTIONS: &CStr = c"lowerdir=/run/image,upperdir=/run/disk/upper,workdir=/run/disk/work";
 

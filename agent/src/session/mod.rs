@@ -155,7 +155,9 @@ impl Session {
                 self.started(started);
             }
             HostMessage::PowerOff => container.request_power_off(),
-            HostMessage::Tool(plan) => self.hand_over(plan, container),
+            HostMessage::Tool { plan, on_disk } => self.hand_over(plan, on_disk, container),
+            // A tool that has ended, or did not start, needs no answer.
+            HostMessage::Offer | HostMessage::Done => {}
             HostMessage::Stdin(bytes) => self.stdin(bytes),
             HostMessage::StdinEof => self.with_process(Process::end_stdin),
             HostMessage::Signal(signal) => self.with_process(|process| process.signal(signal)),
@@ -164,11 +166,11 @@ impl Session {
     }
 
     /// Gives the connection to a tool in a process of its own.
-    fn hand_over(&mut self, plan: ToolPlan, container: &mut Container) {
+    fn hand_over(&mut self, plan: ToolPlan, on_disk: bool, container: &mut Container) {
         let started = match self.process {
             None => container.place_for_tools().and_then(|place| {
                 let decoder = std::mem::take(&mut self.decoder);
-                tools::spawn(plan, place, &self.stream, decoder, &self.out)
+                tools::spawn(plan, place, on_disk, &self.stream, decoder, &self.out)
             }),
             Some(_) => Err(Failure::agent("a session runs one process")),
         };

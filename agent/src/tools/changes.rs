@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use agent_protocol::tool::{ADDED, CHANGED, DELETED};
-use archive::{ArchiveError, On as _, Packer, attribute, attributes_of, names};
+use archive::{ArchiveError, On as _, Outlet, Packer, attribute, attributes_of, names};
 
 use super::Result;
 
@@ -45,7 +45,7 @@ pub fn list(upper: &Path, lower: &Path, ignored: &[String], out: &mut dyn Write)
 }
 
 /// Writes the changes as a layer.
-pub fn archive(upper: &Path, lower: &Path, ignored: &[String], out: &mut dyn Write) -> Result<()> {
+pub fn archive(upper: &Path, lower: &Path, ignored: &[String], out: &mut dyn Outlet) -> Result<()> {
     let mut archive = Packer::new(out);
     let mut visit = |change: Change<'_>| {
         let name = change.path.as_os_str().as_bytes();

@@ -1,15 +1,17 @@
 //! A tool's connection to the host: stdin and stdout as messages, blocking.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use agent_protocol::frame::{self, Decoder};
 use agent_protocol::message::{AgentMessage, ExitStatus, FailureKind, HostMessage};
-use agent_protocol::tool::TOOL_CHUNK;
-use archive::On as _;
+use agent_protocol::tool::{LARGE_FILE, MAX_PIECES, Piece, TOOL_CHUNK};
+use archive::{Inlet, On as _, Outlet};
 
 use super::Result;
+use super::disks::Disks;
 
 /// Bytes read from the connection at once.
 const READ_CHUNK: usize = 256 << 10;
@@ -20,7 +22,7 @@ const MAX_DRAINED: usize = 8 << 20;
 
 /// The connection.
 pub struct Channel {
-    stream: std::fs::File,
+    stream: File,
     decoder: Decoder,
     /// Encoded messages on their way.
     out: Vec<u8>,
@@ -63,34 +65,56 @@ impl Channel {
 
     /// The next bytes of stdin; none means the end.
     fn receive(&mut self) -> io::Result<Vec<u8>> {
-        self.read_buffer.resize(READ_CHUNK, 0);
         while !self.input_ended {
-            match self.decoder.next_message::<HostMessage>().map_err(io::Error::other)? {
-                Some(HostMessage::Stdin(bytes)) if bytes.is_empty() => {}
-                Some(HostMessage::Stdin(bytes)) => return Ok(bytes),
-                Some(HostMessage::StdinEof) => self.input_ended = true,
-                Some(_) => return Err(io::Error::other("a message that is not for a tool")),
-                None => match self.stream.read(&mut self.read_buffer)? {
-                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    count => self.decoder.push(self.read_buffer.get(..count).unwrap_or_default()),
-                },
+            match self.message()? {
+                HostMessage::Stdin(bytes) if bytes.is_empty() => {}
+                HostMessage::Stdin(bytes) => return Ok(bytes),
+                HostMessage::StdinEof => self.input_ended = true,
+                // Nobody asked for the content of what was offered, such as of a file that is skipped.
+                HostMessage::Offer => self.send(&AgentMessage::Declined)?,
+                _ => return Err(io::Error::other("a message that is not for a tool")),
             }
         }
         Ok(Vec::new())
+    }
+
+    fn message(&mut self) -> io::Result<HostMessage> {
+        self.read_buffer.resize(READ_CHUNK, 0);
+        loop {
+            if let Some(message) = self.decoder.next_message().map_err(io::Error::other)? {
+                return Ok(message);
+            }
+            match self.stream.read(&mut self.read_buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => self.decoder.push(self.read_buffer.get(..count).unwrap_or_default()),
+            }
+        }
+    }
+
+    /// Tells where a file's content is, and waits until the host has read or written all of it.
+    fn show(&mut self, pieces: &[Piece]) -> io::Result<()> {
+        for part in pieces.chunks(MAX_PIECES) {
+            self.send(&AgentMessage::Pieces(part.to_vec()))?;
+            if self.message()? != HostMessage::Done {
+                return Err(io::Error::other("no answer to where a file is"));
+            }
+        }
+        Ok(())
     }
 }
 
 /// Stdin of a tool.
 pub struct Input<'a> {
     channel: &'a mut Channel,
+    disks: Option<Disks<'a>>,
     bytes: Vec<u8>,
     taken: usize,
 }
 
 impl<'a> Input<'a> {
-    /// What the host sends.
-    pub fn new(channel: &'a mut Channel) -> Self {
-        Self { channel, bytes: Vec::new(), taken: 0 }
+    /// What the host sends, or writes to `disks`.
+    pub fn new(channel: &'a mut Channel, disks: Option<Disks<'a>>) -> Self {
+        Self { channel, disks, bytes: Vec::new(), taken: 0 }
     }
 }
 
@@ -116,16 +140,42 @@ impl BufRead for Input<'_> {
     }
 }
 
+impl Inlet for Input<'_> {
+    /// The host offers a large file by a message in place of its content.
+    fn put_content(&mut self, file: &File, size: u64) -> io::Result<bool> {
+        let Some(disks) = &self.disks else { return Ok(false) };
+        if size < LARGE_FILE || self.taken < self.bytes.len() {
+            return Ok(false);
+        }
+        match self.channel.message()? {
+            HostMessage::Offer => {}
+            HostMessage::Stdin(bytes) => {
+                (self.bytes, self.taken) = (bytes, 0);
+                return Ok(false);
+            }
+            _ => return Err(io::Error::other("no content of a file")),
+        }
+        let Some(pieces) = disks.make_room(file, size)? else {
+            self.channel.send(&AgentMessage::Declined)?;
+            return Ok(false);
+        };
+        self.channel.show(&pieces)?;
+        disks.forget_cache(file);
+        Ok(true)
+    }
+}
+
 /// Stdout of a tool, in large messages. What was written last is sent by [`Write::flush`].
 pub struct Output<'a> {
     channel: &'a mut Channel,
+    disks: Option<Disks<'a>>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Output<'a> {
-    /// To the host.
-    pub fn new(channel: &'a mut Channel) -> Self {
-        Self { channel, bytes: Vec::with_capacity(TOOL_CHUNK) }
+    /// To the host, which may read from `disks`.
+    pub fn new(channel: &'a mut Channel, disks: Option<Disks<'a>>) -> Self {
+        Self { channel, disks, bytes: Vec::with_capacity(TOOL_CHUNK) }
     }
 }
 
@@ -150,5 +200,17 @@ impl Write for Output<'_> {
             self.bytes.clear();
         }
         Ok(())
+    }
+}
+
+impl Outlet for Output<'_> {
+    fn take_content(&mut self, path: &Path, size: u64) -> io::Result<bool> {
+        let Some(disks) = self.disks.as_ref().filter(|_| size >= LARGE_FILE) else { return Ok(false) };
+        // Held open while the host reads, so that its blocks are nobody else's.
+        let file = File::open(path)?;
+        let Some(pieces) = disks.locate(&file, path, size)? else { return Ok(false) };
+        self.flush()?;
+        self.channel.show(&pieces)?;
+        Ok(true)
     }
 }

@@ -6,6 +6,8 @@
 
 mod changes;
 mod channel;
+mod disks;
+mod extents;
 #[cfg(test)]
 mod tests;
 
@@ -23,14 +25,24 @@ use rustix::process::{chdir, chroot, fchdir};
 use crate::container::root::{IMAGE, UPPER};
 use crate::failure::{Context as _, Failure, check};
 use channel::{Channel, Input, Output};
+use disks::Disks;
 
 type Result<T> = std::result::Result<T, ArchiveError>;
 
+/// Where a container's files are.
+pub struct Place<'a> {
+    /// The agent's own root.
+    pub outside: BorrowedFd<'a>,
+    /// The writable layer's block device.
+    pub writable: Option<&'a str>,
+}
+
 /// Forks a tool that goes on with the connection `stream`. `decoder` has what came behind the plan, `unsent` what is to
-/// be sent before anything else. `outside` is the agent's own root.
+/// be sent before anything else. `on_disk`: the host reads and writes large files on the disks.
 pub fn spawn(
     plan: ToolPlan,
-    outside: BorrowedFd<'_>,
+    place: Place<'_>,
+    on_disk: bool,
     stream: &OwnedFd,
     decoder: Decoder,
     unsent: &[u8],
@@ -40,10 +52,11 @@ pub fn spawn(
     if pid > 0 {
         return Ok(());
     }
-    let code = match take_descriptors(stream, outside) {
+    let code = match take_descriptors(stream, place.outside) {
         Ok((stream, outside)) => {
             let mut channel = Channel::new(stream, decoder, unsent.to_vec());
-            let result = run(&plan, &outside, &mut channel);
+            let writable = place.writable.filter(|_| on_disk);
+            let result = run(&plan, &outside, writable, &mut channel);
             i32::from(channel.finish(result).is_err())
         }
         Err(_) => 1,
@@ -66,22 +79,23 @@ fn take_descriptors(stream: &OwnedFd, outside: BorrowedFd<'_>) -> io::Result<(Ow
     }
 }
 
-fn run(plan: &ToolPlan, outside: &OwnedFd, channel: &mut Channel) -> Result<()> {
+fn run(plan: &ToolPlan, outside: &OwnedFd, writable: Option<&str>, channel: &mut Channel) -> Result<()> {
+    let disks = writable.and_then(|device| Disks::find(outside, device));
     match plan {
         ToolPlan::Changes { ignored } => {
             go_outside(outside).on("go to", Path::new("the agent's root"))?;
             channel.started()?;
-            changes::list(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel))
+            changes::list(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel, disks))
         }
         ToolPlan::ChangesArchive { ignored } => {
             go_outside(outside).on("go to", Path::new("the agent's root"))?;
             channel.started()?;
-            changes::archive(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel))
+            changes::archive(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel, disks))
         }
         ToolPlan::Read { path, name, follow } => {
             let tree = Tree::find(&Path::new("/").join(path), *follow)?;
             channel.started()?;
-            let mut output = Output::new(channel);
+            let mut output = Output::new(channel, disks);
             let kind = if tree.is_directory() { DIRECTORY } else { FILE };
             output.write_all(&[kind]).on("send", Path::new(path))?;
             tree.pack(name, &mut output)
@@ -89,13 +103,13 @@ fn run(plan: &ToolPlan, outside: &OwnedFd, channel: &mut Channel) -> Result<()> 
         ToolPlan::ReadRoot => {
             go_below_mounts().on("copy the mount of", Path::new("/"))?;
             channel.started()?;
-            Tree::find(Path::new("/"), true)?.pack(".", &mut Output::new(channel))
+            Tree::find(Path::new("/"), true)?.pack(".", &mut Output::new(channel, disks))
         }
-        ToolPlan::Write(plan) => write(plan, channel),
+        ToolPlan::Write(plan) => write(plan, disks, channel),
     }
 }
 
-fn write(plan: &WritePlan, channel: &mut Channel) -> Result<()> {
+fn write(plan: &WritePlan, disks: Option<Disks<'_>>, channel: &mut Channel) -> Result<()> {
     let incoming = match &plan.source {
         Source::Archive => Incoming::Archive,
         Source::File { name } => Incoming::File { name },
@@ -105,7 +119,7 @@ fn write(plan: &WritePlan, channel: &mut Channel) -> Result<()> {
     channel.started()?;
     let owners = if plan.keep_ids { Owners::Kept } else { Owners::Root };
     let options = Options { trust: Trust::Owner, owners };
-    extract(&mut Input::new(channel), &target, options, &mut |_| ())
+    extract(&mut Input::new(channel, disks), &target, options, &mut |_| ())
 }
 
 /// The agent's own root becomes this process's.

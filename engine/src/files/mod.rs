@@ -4,6 +4,7 @@
 //! What comes from there is a guest's word: nothing in it leads out of the host's destination ([`archive::Trust`]).
 
 mod copy;
+mod disks;
 mod tool;
 
 use std::io::{self, Read as _, Write};
@@ -16,6 +17,7 @@ use images::{Image, Platform, Reference, Store};
 use serde::Serialize;
 
 pub use copy::CopyOptions;
+pub use disks::Disks;
 use tool::Tool;
 
 use crate::container::record::Record;
@@ -70,6 +72,8 @@ pub struct Guest {
     pub vsock: PathBuf,
     /// Where something is mounted in the container: no change of its own.
     pub mounts: Vec<String>,
+    /// Its disks, if it has a writable one: large files are read and written there.
+    pub disks: Option<Disks>,
 }
 
 /// How a path differs from the image's.
@@ -110,7 +114,11 @@ impl Guest {
     /// The guest of a container that runs.
     pub fn of(record: &Record) -> Result<Self, FilesError> {
         match record.state.status {
-            Status::Running => Ok(Self { vsock: record.vsock(), mounts: Vec::new() }),
+            Status::Running => {
+                let (image, writable) = (record.data.join(&record.spec.rootfs), record.data.join("disk.ext4"));
+                let disks = Disks::open(&image, &writable).ok();
+                Ok(Self { vsock: record.vsock(), mounts: Vec::new(), disks })
+            }
             status => Err(FilesError::NotRunning { name: record.name.clone(), status: status.name() }),
         }
     }
@@ -148,7 +156,7 @@ impl Guest {
     }
 
     fn tool(&self, plan: &ToolPlan) -> Result<Tool, FilesError> {
-        Tool::start(&self.vsock, plan)
+        Tool::start(&self.vsock, plan, self.disks.clone())
     }
 }
 

@@ -1,25 +1,27 @@
 //! A connection to one of the agent's tools: its output is read, its input written, both blocking.
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use agent_protocol::frame::{self, Decoder};
 use agent_protocol::message::{AgentMessage, ExitStatus, HostMessage};
-use agent_protocol::tool::{TOOL_CHUNK, ToolPlan};
+use agent_protocol::tool::{LARGE_FILE, Piece, TOOL_CHUNK, ToolPlan};
 use agent_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use archive::{Inlet, Outlet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::FilesError;
+use super::disks::Disks;
+use crate::session::shown;
 
 /// Bytes read from the guest at once.
 const READ_CHUNK: usize = 256 << 10;
 
 /// Longest answer of the VMM to `CONNECT`.
 const MAX_ANSWER: u64 = 32;
-
-/// Characters of the guest's message that are shown.
-const MAX_MESSAGE: usize = 4096;
 
 /// A tool that runs.
 pub struct Tool {
@@ -31,15 +33,20 @@ pub struct Tool {
     taken: usize,
     /// The tool said that everything is done.
     done: bool,
+    /// Where large files are.
+    disks: Option<Disks>,
+    /// A part of a file that the tool has shown and that was not read yet.
+    pieces: VecDeque<Piece>,
 }
 
 impl Tool {
     /// Starts a tool in the guest behind the vsock socket `vsock`.
-    pub fn start(vsock: &Path, plan: &ToolPlan) -> Result<Self, FilesError> {
+    pub fn start(vsock: &Path, plan: &ToolPlan, disks: Option<Disks>) -> Result<Self, FilesError> {
         let connect = |source| FilesError::Connect { path: vsock.to_owned(), source };
         let mut stream = UnixStream::connect(vsock).map_err(connect)?;
         let mut request = format!("CONNECT {AGENT_PORT}\n").into_bytes();
-        frame::encode(&HostMessage::Tool(plan.clone()), &mut request)
+        let message = HostMessage::Tool { plan: plan.clone(), on_disk: disks.is_some() };
+        frame::encode(&message, &mut request)
             .map_err(|error| connect(io::Error::other(error)))?;
         stream.write_all(&request).map_err(connect)?;
         let mut answer = String::new();
@@ -51,8 +58,9 @@ impl Tool {
         }
         let mut decoder = Decoder::default();
         decoder.push(reader.buffer());
-        let mut tool =
-            Self { stream, decoder, buffer: vec![0; READ_CHUNK], output: Vec::new(), taken: 0, done: false };
+        let buffer = vec![0; READ_CHUNK];
+        let (output, taken, done, pieces) = (Vec::new(), 0, false, VecDeque::new());
+        let mut tool = Self { stream, decoder, buffer, output, taken, done, disks, pieces };
         match tool.message().map_err(FilesError::Lost)? {
             AgentMessage::Hello { protocol: PROTOCOL_VERSION, .. } => {}
             _ => return Err(FilesError::Lost(io::Error::other("its agent is of another version"))),
@@ -96,6 +104,12 @@ impl Tool {
         match self.message()? {
             AgentMessage::Stdout(bytes) => (self.output, self.taken) = (bytes, 0),
             AgentMessage::Exited(ExitStatus::Code(0)) => self.done = true,
+            AgentMessage::Pieces(pieces) if self.disks.is_some() => {
+                self.pieces = pieces.into_iter().filter(|piece| piece.length > 0).collect();
+                if self.pieces.is_empty() {
+                    self.send(&HostMessage::Done)?;
+                }
+            }
             AgentMessage::Failed { message, .. } => return Err(io::Error::other(shown(&message))),
             _ => return Err(io::Error::other("its agent broke the protocol")),
         }
@@ -103,11 +117,31 @@ impl Tool {
     }
 }
 
+impl Tool {
+    /// Reads from the disks what the tool has shown, and tells it when all of that is read.
+    fn read_pieces(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (Some(disks), Some(piece)) = (&self.disks, self.pieces.front_mut()) else { return Ok(0) };
+        let count = disks.read(piece, buffer)?;
+        piece.at = piece.at.saturating_add(count as u64);
+        piece.length -= count as u64;
+        if piece.length == 0 {
+            self.pieces.pop_front();
+            if self.pieces.is_empty() {
+                self.send(&HostMessage::Done)?;
+            }
+        }
+        Ok(count)
+    }
+}
+
 /// The tool's output. Its end is the end of a tool that succeeded; anything else is an error.
 impl Read for Tool {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.taken == self.output.len() && !self.done {
+        while self.taken == self.output.len() && self.pieces.is_empty() && !self.done {
             self.advance()?;
+        }
+        if self.taken == self.output.len() && !self.pieces.is_empty() {
+            return self.read_pieces(buffer);
         }
         let count = self.output.get(self.taken..).unwrap_or_default().read(buffer)?;
         self.taken += count;
@@ -163,10 +197,38 @@ impl Write for Input<'_> {
     }
 }
 
-/// A guest may say anything, of any length.
-fn shown(message: &str) -> String {
-    message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+impl Outlet for Input<'_> {
+    /// Offers a large file. If the tool makes room for it, it is written to the disk.
+    fn take_content(&mut self, path: &Path, size: u64) -> io::Result<bool> {
+        if self.tool.disks.is_none() || size < LARGE_FILE {
+            return Ok(false);
+        }
+        self.flush()?;
+        let mut file = File::open(path)?;
+        self.tool.send(&HostMessage::Offer)?;
+        let mut left = size;
+        while left > 0 {
+            let pieces = match self.tool.message()? {
+                AgentMessage::Declined if left == size => return Ok(false),
+                AgentMessage::Pieces(pieces) => pieces,
+                AgentMessage::Failed { message, .. } => return Err(io::Error::other(shown(&message))),
+                _ => return Err(io::Error::other("its agent broke the protocol")),
+            };
+            let before = left;
+            for piece in &pieces {
+                left = left.checked_sub(piece.length).ok_or_else(|| io::Error::other("too many pieces"))?;
+                self.tool.disks.as_ref().map_or(Ok(()), |disks| disks.write(piece, &mut file))?;
+            }
+            if left == before {
+                return Err(io::Error::other("no room for a file"));
+            }
+            self.tool.send(&HostMessage::Done)?;
+        }
+        Ok(true)
+    }
 }
+
+impl Inlet for Tool {}
 
 #[cfg(test)]
 mod tests {
@@ -200,7 +262,7 @@ mod tests {
             assert!(stream.read(&mut request).unwrap() > 13);
             stream.write_all(&bytes).unwrap();
         });
-        let tool = Tool::start(&path, &ToolPlan::ReadRoot);
+        let tool = Tool::start(&path, &ToolPlan::ReadRoot, None);
         guest.join().unwrap();
         tool
     }
@@ -224,7 +286,7 @@ mod tests {
     fn output_that_just_stops_or_fails_is_an_error() {
         let started = || AgentMessage::Started { pid: 1 };
         let part = || AgentMessage::Stdout(b"ab".to_vec());
-        for (last, why) in [(vec![], "the guest ended"), (vec![failed("no space\u{1b}[2J")], "no space[2J")] {
+        for (last, why) in [(vec![], "the guest ended"), (vec![failed("no space\u{1b}")], "no space")] {
             let messages: Vec<_> = [hello(), started(), part()].into_iter().chain(last).collect();
             let error = tool(&messages).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");

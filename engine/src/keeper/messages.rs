@@ -101,5 +101,7 @@ fn name(message: &AgentMessage) -> &'static str {
         AgentMessage::Stderr(_) => "Stderr",
         AgentMessage::StdinCredit(_) => "StdinCredit",
         AgentMessage::Exited(_) => "Exited",
+        AgentMessage::Pieces(_) => "Pieces",
+        AgentMessage::Declined => "Declined",
     }
 }
