@@ -9,10 +9,12 @@ use clap::Args;
 use engine::container::record;
 use engine::dirs::Dirs;
 use engine::files::{CopyOptions, Guest};
+use engine::maintenance::Maintenance;
 use images::{ImageSource, PullOptions, Reference, Silent, Store};
 use serde_json::json;
 
 use crate::exchange_commands::EditArgs;
+use crate::lifecycle_commands::open_when_free;
 use crate::output::{self, Format};
 
 /// `lighter diff`
@@ -71,7 +73,7 @@ pub struct CommitArgs {
 
 /// Prints what a container changed in its image.
 pub fn diff(dirs: &Dirs, args: &DiffArgs) -> anyhow::Result<()> {
-    let changes = guest(dirs, &args.container)?.changes()?;
+    let changes = with_guest(dirs, &args.container, |guest| Ok(guest.changes()?))?;
     match args.format {
         Format::Json => output::print_json(&json!({"schema": "lighter.diff.v1", "changes": changes})),
         Format::Table => {
@@ -88,24 +90,23 @@ pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
     let options = CopyOptions { archive: args.archive, follow: args.follow_link };
     match (Place::parse(&args.source), Place::parse(&args.destination)) {
         (Place::Container(name, path), Place::Host(destination)) => {
-            let guest = guest(dirs, name)?;
             let mut left_out = |path: &Path| {
                 if !args.quiet {
                     output::notice(&format!("{} is a device and is left out", path.display()));
                 }
             };
-            Ok(guest.copy_out(path, destination, options, &mut left_out)?)
+            with_guest(dirs, name, |guest| Ok(guest.copy_out(path, destination, options, &mut left_out)?))
         }
         (Place::Container(name, path), Place::Stream) => {
             let mut out = archive_out(None)?;
-            Ok(guest(dirs, name)?.copy_out_archive(path, options, &mut *out)?)
+            with_guest(dirs, name, |guest| Ok(guest.copy_out_archive(path, options, &mut *out)?))
         }
         (Place::Host(source), Place::Container(name, path)) => {
-            Ok(guest(dirs, name)?.copy_in(source, path, options)?)
+            with_guest(dirs, name, |guest| Ok(guest.copy_in(source, path, options)?))
         }
         (Place::Stream, Place::Container(name, path)) => {
             ensure!(!stdin().is_terminal(), "nothing to copy: - means a tar archive from stdin");
-            Ok(guest(dirs, name)?.copy_in_archive(&mut stdin().lock(), path, options)?)
+            with_guest(dirs, name, |guest| Ok(guest.copy_in_archive(&mut stdin().lock(), path, options)?))
         }
         (Place::Container(..), Place::Container(..)) => {
             bail!("one side has to be this host: copy through `lighter cp A:PATH - | lighter cp - B:PATH`")
@@ -116,8 +117,8 @@ pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
 
 /// Writes a container's files as a tar archive.
 pub fn export(dirs: &Dirs, args: &ExportArgs) -> anyhow::Result<()> {
-    let guest = guest(dirs, &args.container)?;
-    Ok(guest.export(&mut *archive_out(args.output.as_deref())?)?)
+    let mut out = archive_out(args.output.as_deref())?;
+    with_guest(dirs, &args.container, |guest| Ok(guest.export(&mut *out)?))
 }
 
 /// Makes an image of what a container changed and prints its ID.
@@ -132,12 +133,27 @@ pub fn commit(dirs: &Dirs, args: CommitArgs) -> anyhow::Result<()> {
     };
     let mut options = args.edit.commit_options();
     options.author = args.author;
-    let image = Guest::of(&record)?.commit(&store, &base, args.name.as_ref(), &options)?;
+    let image = with_guest(dirs, &args.container, |guest| {
+        Ok(guest.commit(&store, &base, args.name.as_ref(), &options)?)
+    })?;
     output::print(&format!("{}\n", image.config_digest))
 }
 
-fn guest(dirs: &Dirs, container: &str) -> anyhow::Result<Guest> {
-    Ok(Guest::of(&record::find(dirs, container)?)?)
+/// Does something with the files of a container, running or not.
+fn with_guest<T>(
+    dirs: &Dirs,
+    container: &str,
+    act: impl FnOnce(&Guest) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let record = record::find(dirs, container)?;
+    if record.state.status.is_live() {
+        return act(&Guest::of(&record)?);
+    }
+    let notice = |text: &str| output::notice(text);
+    let maintenance = open_when_free(|| Maintenance::open(dirs, &record, &notice))?;
+    let done = act(&Guest::behind(&record, maintenance.vsock()));
+    maintenance.close();
+    done
 }
 
 /// One side of a copy.

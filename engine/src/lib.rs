@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod kernel;
 pub mod lock;
 pub mod log;
+pub mod maintenance;
 pub mod network;
 pub mod plan;
 pub mod process;

@@ -94,7 +94,8 @@ impl<'a> Disks<'a> {
         let mut unwritten = u64::MAX;
         for _ in 0..MAX_ROUNDS {
             let Some(extents) = extents::map(file)? else { return Ok(None) };
-            let left = extents.iter().filter(|extent| extent.is_unwritten()).map(|extent| extent.length).sum();
+            let left =
+                extents.iter().filter(|extent| extent.is_unwritten()).map(|extent| extent.length).sum();
             if left == 0 {
                 let whole = pieces(&extents, Disk::Writable, size);
                 return Ok(whole.filter(|pieces| pieces.iter().all(|piece| piece.disk == Disk::Writable)));

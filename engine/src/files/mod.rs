@@ -30,7 +30,7 @@ const MAX_CHANGES_BYTES: u64 = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// Its files are in a machine that is off, or stands still.
-    #[error("container {name:?} is {status}: its files can be reached while it is running")]
+    #[error("container {name:?} is {status}: its files can be reached while it runs or is stopped")]
     NotRunning {
         /// The container.
         name: String,
@@ -114,13 +114,16 @@ impl Guest {
     /// The guest of a container that runs.
     pub fn of(record: &Record) -> Result<Self, FilesError> {
         match record.state.status {
-            Status::Running => {
-                let (image, writable) = (record.data.join(&record.spec.rootfs), record.data.join("disk.ext4"));
-                let disks = Disks::open(&image, &writable).ok();
-                Ok(Self { vsock: record.vsock(), mounts: Vec::new(), disks })
-            }
+            Status::Running => Ok(Self::behind(record, record.vsock())),
             status => Err(FilesError::NotRunning { name: record.name.clone(), status: status.name() }),
         }
+    }
+
+    /// The guest that has the disks of `record` and whose vsock device's socket this is.
+    pub fn behind(record: &Record, vsock: PathBuf) -> Self {
+        let (image, writable) = (record.data.join(&record.spec.rootfs), record.data.join("disk.ext4"));
+        let disks = Disks::open(&image, &writable).ok();
+        Self { vsock, mounts: Vec::new(), disks }
     }
 
     /// What the container changed in its image, each directory before what is in it.

@@ -46,8 +46,7 @@ impl Tool {
         let mut stream = UnixStream::connect(vsock).map_err(connect)?;
         let mut request = format!("CONNECT {AGENT_PORT}\n").into_bytes();
         let message = HostMessage::Tool { plan: plan.clone(), on_disk: disks.is_some() };
-        frame::encode(&message, &mut request)
-            .map_err(|error| connect(io::Error::other(error)))?;
+        frame::encode(&message, &mut request).map_err(|error| connect(io::Error::other(error)))?;
         stream.write_all(&request).map_err(connect)?;
         let mut answer = String::new();
         let mut reader = BufReader::with_capacity(READ_CHUNK, &stream);

@@ -122,16 +122,7 @@ impl Maker<'_> {
 
     fn make_in(&mut self, directory: &Path) -> Result<(), MakeError> {
         let keep = |action| move |source| MakeError::Keep { action, source };
-        let socket = PathBuf::from(format!("{}_{HOST_PORT}", self.container.vsock().display()));
-        let listener = UnixListener::bind(&socket).map_err(keep("listen for the agent"))?;
-        let _ = std::fs::remove_file(self.container.control());
-        self.config.control = Some(self.container.control());
-        self.config.net = self.interfaces.iter().map(Interface::config).collect();
-        let log = self.container.vmm_log();
-        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, &log)
-            .map_err(|error| keep("start the VMM")(io::Error::other(error)))?;
-        self.container.record_vmm(vm.id()).map_err(|error| keep("note the VMM")(io::Error::other(error)))?;
-        self.prepare(&mut vm, &listener)?;
+        let mut vm = self.bring_up()?;
         self.rest()?;
         let mut control = Client::connect(&self.container.control(), SAVE_TIMEOUT)?;
         control.ask(&Request::Pause)?;
@@ -142,6 +133,22 @@ impl Maker<'_> {
         }
         vm.kill();
         Ok(())
+    }
+
+    /// Starts the machine, up to its agent's having done what is wanted of it.
+    pub fn bring_up(&mut self) -> Result<VmProcess, MakeError> {
+        let keep = |action| move |source| MakeError::Keep { action, source };
+        let socket = PathBuf::from(format!("{}_{HOST_PORT}", self.container.vsock().display()));
+        let listener = UnixListener::bind(&socket).map_err(keep("listen for the agent"))?;
+        let _ = std::fs::remove_file(self.container.control());
+        self.config.control = Some(self.container.control());
+        self.config.net = self.interfaces.iter().map(Interface::config).collect();
+        let log = self.container.vmm_log();
+        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, &log)
+            .map_err(|error| keep("start the VMM")(io::Error::other(error)))?;
+        self.container.record_vmm(vm.id()).map_err(|error| keep("note the VMM")(io::Error::other(error)))?;
+        self.prepare(&mut vm, &listener)?;
+        Ok(vm)
     }
 
     /// Waits until the agent is there and has mounted the root, and hangs up.
