@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         test("policies_start_again_what_failed_and_what_is_stopped_stays_so", &[Need::Kvm], restart),
         test("health_is_tested_and_a_rented_time_ends", &[Need::Kvm], health_and_ttl),
         test("a_paused_container_does_nothing_and_goes_on", &[Need::Kvm], pause),
+        test("a_fraction_of_a_cpu_is_held_and_can_be_changed", &[Need::Kvm, Need::Root], fraction),
         test("verbs_on_what_is_not_there_or_does_not_run_say_so", &[Need::Kvm], bad_input),
         test("a_hundred_names_and_many_commands_at_once_are_told_apart", &[Need::Kvm], many),
     ])
@@ -334,6 +335,35 @@ fn pause() -> anyhow::Result<()> {
     installation.stdout(["pause", "clock"])?;
     installation.stdout(["stop", "-t", "1", "clock"])?;
     installation.stdout(["rm", "clock"])?;
+    Ok(())
+}
+
+fn fraction() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let spin = ["sh", "-c", "while true; do :; done"];
+    run_detached(&installation, "spin", &["--cpus", "0.25", "-m", "128m"], &spin)?;
+    let pid = field(&installation, "spin", ".State.Pid")?;
+    let ticks = || -> anyhow::Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit_once(')').context("no stat")?.1.split_whitespace().collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    };
+    for (cpus, share) in [("0.25", 250), ("0.4", 400)] {
+        installation.stdout(["update", "--cpus", cpus, "spin"])?;
+        std::thread::sleep(Duration::from_secs(1));
+        let before = ticks()?;
+        std::thread::sleep(Duration::from_secs(10));
+        let took = ticks()? - before;
+        // What is missing may be others' doing; what is too much is ours.
+        ensure!(took <= share * 11 / 10, "--cpus {cpus} took {took} of {share} ticks");
+        ensure!(took >= share / 2, "--cpus {cpus} took only {took} of {share} ticks");
+    }
+    let id = field(&installation, "spin", ".Id")?;
+    let memory = field(&installation, "spin", ".HostConfig.Resources.memory")?.parse::<u64>()?;
+    ensure!(memory > 128 << 20 && memory < 192 << 20, "{memory} bytes");
+    installation.stdout(["rm", "-f", "spin"])?;
+    let left = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name", &id]).output()?;
+    ensure!(left.stdout.is_empty(), "left behind: {}", String::from_utf8_lossy(&left.stdout));
     Ok(())
 }
 

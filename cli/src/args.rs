@@ -13,6 +13,7 @@ use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, Save
 use crate::keep_command::KeepArgs;
 use crate::network_commands::NetworkCommand;
 use crate::output::Format;
+use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
 
 /// Runs container images, each in a virtual machine of its own.
@@ -52,6 +53,8 @@ pub enum Command {
     Rm(RmArgs),
     /// Give a container another name
     Rename(RenameArgs),
+    /// Change the limits of containers
+    Update(UpdateArgs),
     /// List containers
     Ps(PsArgs),
     /// Show all that is known of containers or images, as JSON

@@ -115,6 +115,7 @@ pub fn whole(record: &Record) -> Value {
             "Ttl": spec.lifetime.ttl,
             "MemoryMiB": spec.machine.memory_mib,
             "Cpus": spec.machine.vcpus,
+            "Resources": spec.resources,
             "NetworkMode": spec.network,
             "ReadonlyRootfs": !spec.plan.writable(),
             "LogConfig": spec.log,

@@ -27,8 +27,7 @@ const FREE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `lighter create`
 pub fn create(dirs: &Dirs, args: RunArgs, mut trace: Trace) -> anyhow::Result<u8> {
-    let (options, notices) = args.run_options()?;
-    notices.iter().for_each(|notice| output::notice(notice));
+    let options = args.run_options()?;
     let bars = Bars::new();
     let watcher =
         Watcher { progress: &bars, ready: &|| bars.clear(), notice: &|text: &str| output::notice(text) };

@@ -17,6 +17,7 @@ mod network_commands;
 mod options;
 mod output;
 mod progress;
+mod resource_commands;
 mod run_options;
 mod session_commands;
 mod system_commands;
@@ -85,6 +86,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Ps(options) | Command::Container(ContainerCommand::Ls(options)) => {
             list_commands::ps(&dirs, &options)?;
         }
+        Command::Update(options) => return resource_commands::update(&dirs, &options),
         Command::Inspect(options) => list_commands::inspect(&dirs, &options)?,
         Command::Exec(options) => return session_commands::exec(&dirs, options),
         Command::Attach(options) => return session_commands::attach(&dirs, &options),

@@ -16,6 +16,7 @@ use crate::args::RegistryArgs;
 use crate::lifecycle_commands::labels;
 use crate::lifetime_options::LifetimeArgs;
 use crate::options::network::NetworkArgs;
+use crate::options::resources::ResourceArgs;
 use crate::output::Format;
 
 /// `lighter run`
@@ -74,9 +75,12 @@ pub struct RunArgs {
     /// Memory, with unit b, k, m or g [default: 512m]
     #[arg(short, long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Number of CPUs, 1 to 32
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub cpus: String,
+    /// Processor time in CPUs, up to 32, for example 0.5; the machine has as many as that needs [default: one CPU]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+    /// What it may take of its host.
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// Guest kernel, an ELF vmlinux or a bzImage [default: what `cargo xtask kernel` built]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -157,9 +161,8 @@ impl RegistryArgs {
 }
 
 impl RunArgs {
-    /// For the engine. The second value holds what the user should know.
-    pub fn run_options(self) -> anyhow::Result<(RunOptions, Vec<String>)> {
-        let mut notices = Vec::new();
+    /// For the engine.
+    pub fn run_options(self) -> anyhow::Result<RunOptions> {
         let (image, command) =
             self.image_and_command.split_first().context("no image was named: lighter run IMAGE")?;
         ensure!(!image.starts_with('-'), "unknown option {image}: see `lighter run --help`");
@@ -170,10 +173,9 @@ impl RunArgs {
         };
         let memory_mib =
             self.memory.as_deref().map_or(Ok(resources::DEFAULT_MEMORY_MIB), resources::parse_memory)?;
-        let (vcpus, rounded) = resources::parse_cpus(&self.cpus)?;
-        if rounded {
-            notices.push(format!("--cpus {} is rounded up to {vcpus}: a machine has whole CPUs", self.cpus));
-        }
+        let vcpus = self.cpus.as_deref().map_or(Ok(1), resources::parse_cpus)?;
+        let memory = self.memory.is_some().then(|| u64::from(resources::vm_memory_mib(memory_mib)) << 20);
+        let limits = self.resources.spec(self.cpus.as_deref(), memory)?;
         let plan = PlanOptions {
             entrypoint: self.entrypoint,
             command: command.to_vec(),
@@ -206,6 +208,7 @@ impl RunArgs {
                 cold: self.cold,
             },
             network: self.network.spec()?,
+            resources: limits,
             lifetime: Lifetime {
                 remove: self.rm,
                 stdin_once: self.interactive && !self.detach,
@@ -219,7 +222,7 @@ impl RunArgs {
             !(options.lifetime.remove && options.lifetime.restart != RestartPolicy::No),
             "--rm and --restart exclude each other: what is removed cannot be started again"
         );
-        Ok((options, notices))
+        Ok(options)
     }
 }
 

@@ -29,12 +29,11 @@ pub fn run(dirs: &Dirs, args: RunArgs, mut trace: Trace) -> anyhow::Result<u8> {
     let (interactive, tty, detach) = (args.interactive, args.tty, args.detach);
     let detach_keys = args.detach_keys.parse()?;
     let (signals, cidfile) = (args.sig_proxy, args.cidfile.clone());
-    let (options, notices) = args.run_options()?;
+    let options = args.run_options()?;
     ensure!(
         detach || !(interactive && tty) || std::io::stdin().is_terminal(),
         "-t wants a terminal as stdin, but it is none: leave -t out"
     );
-    notices.iter().for_each(|notice| output::notice(notice));
     let bars = Bars::new();
     let watcher =
         Watcher { progress: &bars, ready: &|| bars.clear(), notice: &|text: &str| output::notice(text) };

@@ -14,6 +14,7 @@ use crate::kernel::KernelError;
 use crate::network::NetworkError;
 use crate::plan::PlanError;
 use crate::process::ProcessError;
+use crate::resources::cgroup::CgroupError;
 use crate::session::SessionError;
 use crate::template::MakeError;
 
@@ -55,6 +56,9 @@ pub enum RunError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The VMM process.
     #[error(transparent)]
     Process(#[from] ProcessError),

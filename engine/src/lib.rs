@@ -24,6 +24,7 @@ pub mod maintenance;
 pub mod network;
 pub mod plan;
 pub mod process;
+pub mod resources;
 pub mod run;
 pub mod session;
 pub mod template;

@@ -1,3 +1,4 @@
 //! Options that several commands share, each with its translation for the engine.
 
 pub mod network;
+pub mod resources;

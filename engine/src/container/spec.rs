@@ -9,6 +9,7 @@ use crate::container::id::ContainerId;
 use crate::log::LogSpec;
 use crate::network::NetworkSpec;
 use crate::plan::Plan;
+use crate::resources::ResourceSpec;
 
 /// Version of the file.
 pub const SCHEMA: &str = "lighter.container.v1";
@@ -34,6 +35,9 @@ pub struct ContainerSpec {
     pub machine: MachineSpec,
     /// Its network.
     pub network: NetworkSpec,
+    /// What it may take of its host.
+    #[serde(default)]
+    pub resources: ResourceSpec,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -165,6 +169,7 @@ pub(crate) mod tests {
                 cold: false,
             },
             network: NetworkSpec::default(),
+            resources: ResourceSpec::default(),
             lifetime: Lifetime::default(),
             health: None,
             labels: BTreeMap::new(),

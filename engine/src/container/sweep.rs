@@ -6,6 +6,7 @@ use super::state::{State, now_ns};
 use super::{ContainerError, Table, leftover, record};
 use crate::dirs::Dirs;
 use crate::lock::Lock;
+use crate::resources::cgroup;
 
 /// What a container ends with whose keeper was killed.
 const LOST: u8 = 137;
@@ -21,6 +22,7 @@ pub fn sweep(dirs: &Dirs) -> Result<usize, ContainerError> {
     each(&Table::run(dirs), |path| {
         let Ok(Some(_lock)) = Lock::try_acquire(&path.join("lock")) else { return };
         leftover::kill(&path.join("vmm.pid"));
+        path.file_name().and_then(|id| id.to_str()).into_iter().for_each(cgroup::sweep);
         if std::fs::remove_dir_all(path).is_ok() {
             found += 1;
         }

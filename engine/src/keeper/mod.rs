@@ -41,6 +41,7 @@ use crate::events::{Event, emit};
 use crate::log::writer::Writer;
 use crate::network::{self, Attachment, Networks};
 use crate::process::VmProcess;
+use crate::resources::cgroup::{self, Cgroup, CgroupError};
 use crate::run::machine::Machine;
 use crate::run::warm::{Level, Warmer};
 use crate::session::signals::Signals;
@@ -129,6 +130,8 @@ impl Keeper<'_> {
         let saved = self.set_status(Status::Exited);
         let (ends, cpu_ns) = self.trace.hand_over();
         self.hub.tell_all(&Reply::Phases { ends, cpu_ns });
+        // One that an update made.
+        cgroup::sweep(self.spec.id.as_str());
         // First the container: whoever hears of its end may start it again.
         if self.spec.lifetime.remove {
             self.container.remove();
@@ -227,9 +230,11 @@ impl Keeper<'_> {
             // Left by the life before this one.
             let _ = std::fs::remove_file(socket);
         }
+        let cgroup = self.cgroup()?;
         let interfaces = attachment.interfaces();
         let vm = VmProcess::spawn(&machine.program, &config, interfaces, &self.container.vmm_log())?;
         self.container.record_vmm(vm.id())?;
+        cgroup.iter().try_for_each(|cgroup| cgroup.add(vm.id()))?;
         self.state.vmm = Some(vm.id());
         let network = attachment.plan();
         let make_plan = |size: Option<TerminalSize>| {
@@ -260,6 +265,27 @@ impl Keeper<'_> {
             health: checker,
         };
         Ok(Life::new(setup, vm).run()?)
+    }
+
+    /// Limits as they are now: an update may have changed them.
+    fn cgroup(&mut self) -> Result<Option<Cgroup>, RunError> {
+        let (_, spec, _) = record::load(&self.container)?;
+        self.spec.resources = spec.resources;
+        let resources = &self.spec.resources;
+        if !resources.limits() {
+            return Ok(None);
+        }
+        match Cgroup::create(&self.spec.id, resources) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(error @ CgroupError::NoPlace) => {
+                // The guest's own memory is a limit, too.
+                if resources.limits_cpu() {
+                    self.hub.tell_all(&Reply::Notice(format!("the limits are not held: {error}")));
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Puts the container into its networks.

@@ -81,15 +81,15 @@ pub fn vm_memory_mib(container_mib: u32) -> u32 {
     container_mib + KERNEL_RESERVE_MIB + container_mib / PAGE_STRUCT_DIVISOR
 }
 
-/// Parses `--cpus`. A VM has whole vCPUs, so a fraction is rounded up; the second value says whether it was.
-pub fn parse_cpus(text: &str) -> Result<(u8, bool), ResourceError> {
+/// Parses `--cpus`: how many vCPUs that needs. A VM has whole ones; a quota holds a fraction.
+pub fn parse_cpus(text: &str) -> Result<u8, ResourceError> {
     let bad = || ResourceError::Cpus(text.to_owned());
     let number: f64 = text.trim().parse().map_err(|_| bad())?;
     let whole = number.ceil();
     if !(number > 0.0 && whole <= f64::from(MAX_CPUS)) {
         return Err(bad());
     }
-    Ok((whole as u8, whole != number))
+    Ok(whole as u8)
 }
 
 #[cfg(test)]
@@ -133,9 +133,7 @@ mod tests {
 
     #[test]
     fn fractions_of_cpus_are_rounded_up_and_the_range_is_kept() {
-        assert_eq!(parse_cpus("2"), Ok((2, false)));
-        assert_eq!(parse_cpus("1.5"), Ok((2, true)));
-        assert_eq!(parse_cpus("32"), Ok((32, false)));
+        assert_eq!(["2", "1.5", "0.25", "32"].map(|text| parse_cpus(text).unwrap()), [2, 2, 1, 32]);
         for text in ["0", "33", "-1", "32.1", "two", "nan", ""] {
             assert!(parse_cpus(text).is_err(), "{text}");
         }

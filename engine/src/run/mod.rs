@@ -24,6 +24,7 @@ use crate::keeper::spawn;
 use crate::log::LogSpec;
 use crate::network::{NetworkSpec, port};
 use crate::plan::{Plan, PlanOptions};
+use crate::resources::ResourceSpec;
 use crate::session::Outcome;
 use crate::session::link::Link;
 use crate::session::signals::Signals;
@@ -47,6 +48,8 @@ pub struct RunOptions {
     pub machine: MachineSpec,
     /// `--network`
     pub network: NetworkSpec,
+    /// What it may take of its host.
+    pub resources: ResourceSpec,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -112,6 +115,7 @@ pub fn make(
         plan,
         machine: options.machine.clone(),
         network,
+        resources: options.resources.clone(),
         lifetime: options.lifetime.clone(),
         health: options.health.clone(),
         labels: options.labels.clone(),
