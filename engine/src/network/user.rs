@@ -7,10 +7,11 @@
 //! passt confines itself (namespaces, seccomp, no files) and ends with the machine: when its socket is closed. The
 //! gateway's address does not lead to the host, and the VMM lets no frame pass that is addressed to loopback.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,7 +57,11 @@ impl Passt {
         let (ours, theirs) = UnixStream::pair().map_err(wire())?;
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
             .map_err(|error| wire()(error.into()))?;
-        let ready = tempfile::NamedTempFile::new().map_err(host("make a file for passt"))?;
+        // For the user nobody too, whom passt becomes where root starts it.
+        let anyone = Permissions::from_mode(0o666);
+        let ready = tempfile::Builder::new().permissions(anyone.clone()).tempfile();
+        let ready = ready.and_then(|file| file.as_file().set_permissions(anyone).map(|()| file));
+        let ready = ready.map_err(host("make a file for passt"))?;
         let mut said = tempfile::tempfile().map_err(host("make a file for passt"))?;
         let stderr = said.try_clone().map_err(host("make a file for passt"))?;
         let mut command = Command::new(program);
@@ -103,7 +108,8 @@ impl Passt {
             if let Some(status) = self.child.try_wait().map_err(failed())? {
                 let mut text = Vec::new();
                 let _ = said.rewind().and_then(|()| said.take(MAX_SAID).read_to_end(&mut text));
-                let text = crate::text::printable(&text);
+                let text = without_syslog(&String::from_utf8_lossy(&text));
+                let text = crate::text::printable(text.as_bytes());
                 return Err(failed()(io::Error::other(format!("it ended with {status}: {text}"))));
             }
             if Instant::now() > deadline {
@@ -120,6 +126,11 @@ impl Drop for Passt {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What passt says, without its complaints about a host that has no system log.
+fn without_syslog(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with("Failed to send")).collect::<Vec<_>>().join("; ")
 }
 
 /// A wire with nobody at the other end.
