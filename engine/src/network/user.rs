@@ -9,7 +9,7 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use agent_protocol::message::InterfacePlan;
 
 use super::attachment::Interface;
-use super::port::{Published, Transport};
+use super::port::Published;
 use super::{MTU, NetworkError, host, nft};
 
 /// The program.
@@ -158,38 +158,26 @@ fn has_default_route6() -> bool {
     })
 }
 
-/// passt's options for published ports.
+/// passt's options for published ports, all of which are UDP.
 fn port_arguments(ports: &[Published]) -> Vec<String> {
-    // One of passt's sockets takes both IP versions.
-    let both = |port: &Published| port.host.ip().is_unspecified();
-    let mut arguments = Vec::new();
-    for (index, port) in ports.iter().enumerate() {
-        let is_again = both(port)
-            && ports.iter().take(index).any(|other| {
-                both(other)
-                    && (other.host.port(), other.transport, other.guest_port)
-                        == (port.host.port(), port.transport, port.guest_port)
-            });
-        if is_again {
-            continue;
-        }
-        let option = match port.transport {
-            Transport::Tcp => "--tcp-ports",
-            Transport::Udp => "--udp-ports",
-        };
+    let mut arguments: Vec<String> = Vec::new();
+    for port in ports {
         let address = match port.host.ip() {
+            // One of passt's sockets takes both IP versions.
             ip if ip.is_unspecified() => String::new(),
-            IpAddr::V4(ip) => format!("{ip}/"),
-            IpAddr::V6(ip) => format!("{ip}/"),
+            ip => format!("{ip}/"),
         };
-        arguments.push(option.to_owned());
-        arguments.push(format!("{address}{}:{}", port.host.port(), port.guest_port));
+        let argument = format!("{address}{}:{}", port.host.port(), port.guest_port);
+        if !arguments.contains(&argument) {
+            arguments.extend(["--udp-ports".to_owned(), argument]);
+        }
     }
     arguments
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::port::Transport;
     use super::*;
 
     #[test]
