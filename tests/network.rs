@@ -2,13 +2,13 @@
 //! network is never touched.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
 use lighter_tests::harness::{Need, main as run_tests, test};
-use lighter_tests::image::{busybox_reference, run};
+use lighter_tests::image::busybox_reference;
 use lighter_tests::lighter::{GUEST_DEADLINE, Installation, binary, finish};
+use lighter_tests::namespace::Namespace;
 
 const NETWORK: &[Need] = &[Need::Kvm, Need::Root, Need::Program("ip"), Need::Program("nft")];
 
@@ -23,61 +23,6 @@ fn main() -> ExitCode {
             without_privilege,
         ),
     ])
-}
-
-/// A network namespace, removed on drop.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new() -> anyhow::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("lt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Namespace { name };
-        namespace.run(&["ip", "link", "set", "lo", "up"])?;
-        Ok(namespace)
-    }
-
-    /// A command inside the namespace.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> anyhow::Result<String> {
-        run(&mut self.command(args))
-    }
-
-    /// `lighter run` with a bridge, inside the namespace.
-    fn guest(&self, installation: &Installation, options: &[&str], script: &str) -> anyhow::Result<Child> {
-        let lighter = binary().display().to_string();
-        let image = busybox_reference()?;
-        let mut args = vec![lighter.as_str(), "run", "--rm", "--network", "bridge"];
-        args.extend(options);
-        args.extend([image.as_str(), "sh", "-c", script]);
-        self.command(&args)
-            .env("LIGHTER_ROOT", installation.root())
-            .env("LIGHTER_RUN", installation.run_directory())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot run ip netns exec")
-    }
-
-    /// Interfaces and nftables rules, to compare before and after.
-    fn inventory(&self) -> anyhow::Result<String> {
-        Ok(self.run(&["ip", "-o", "link"])? + &self.run(&["nft", "list", "ruleset"])?)
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-    }
 }
 
 /// Reads lines until one begins with `prefix`; gives the rest of it.
@@ -205,6 +150,6 @@ fn without_privilege() -> anyhow::Result<()> {
     child.stderr.take().context("no stderr")?.read_to_string(&mut stderr)?;
     let status = child.wait()?;
     ensure!(status.code() == Some(125), "{status}: {stderr}");
-    ensure!(stderr.contains("CAP_NET_ADMIN") && stderr.contains("--network none"), "{stderr}");
+    ensure!(stderr.contains("CAP_NET_ADMIN") && stderr.contains("--network user"), "{stderr}");
     Ok(())
 }

@@ -8,6 +8,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use crate::container::Container;
 use crate::failure::{Context, Failure, check};
+use crate::forward::Forwarder;
 use crate::resolver::Resolver;
 use crate::session::{Interest, Session};
 use crate::{power, transport};
@@ -21,7 +22,7 @@ pub fn run(listener: OwnedFd, host: OwnedFd, began_ns: u64) -> Result<(), Failur
     let mut container = Container::default();
     let mut sessions = vec![Session::new(host, began_ns)];
     loop {
-        let ready = wait(&listener, &children, &sessions, container.resolver())?;
+        let ready = wait(&listener, &children, &sessions, container.helpers())?;
         if ready.children {
             reap(&children, &mut sessions);
         }
@@ -47,20 +48,21 @@ struct Ready {
     sessions: Vec<Interest<PollFlags>>,
 }
 
-/// One `poll` over everything that anybody waits for. The resolver, which needs nothing else, has its turn here.
+/// One `poll` over everything that anybody waits for. Those who need nothing else have their turn here.
 fn wait(
     listener: &OwnedFd,
     children: &OwnedFd,
     sessions: &[Session],
-    resolver: Option<&mut Resolver>,
+    (resolver, forwarder): (Option<&mut Resolver>, Option<&mut Forwarder>),
 ) -> Result<Ready, Failure> {
     let interests: Vec<_> = sessions.iter().map(Session::interest).collect();
     let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(children, PollFlags::IN)];
     for interest in &interests {
         fds.extend(interest.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
     }
-    let questions = resolver.as_ref().map(|resolver| resolver.interest()).unwrap_or_default();
-    fds.extend(questions.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)));
+    let mut helpers = resolver.as_ref().map(|resolver| resolver.interest()).unwrap_or_default();
+    helpers.extend(forwarder.as_ref().map(|forwarder| forwarder.interest()).unwrap_or_default());
+    fds.extend(helpers.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)));
     match poll(&mut fds, None) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno).during("poll"),
@@ -69,9 +71,12 @@ fn wait(
     let mut results = events.into_iter().skip(1);
     let children = results.next().is_some_and(|events| events.contains(PollFlags::IN));
     let sessions = interests.iter().map(|interest| interest.answer(&mut results)).collect();
-    drop((fds, questions));
+    drop((fds, helpers));
     if let Some(resolver) = resolver {
         resolver.serve(&mut results);
+    }
+    if let Some(forwarder) = forwarder {
+        forwarder.serve(&mut results);
     }
     Ok(Ready { children, sessions })
 }

@@ -13,11 +13,13 @@ mod clock;
 mod container;
 mod event_loop;
 mod failure;
+mod forward;
 mod network;
 mod power;
 mod process;
 mod resolver;
 mod session;
+mod splice;
 mod tools;
 mod transport;
 
@@ -34,7 +36,7 @@ fn main() {
 fn run() -> Result<(), Failure> {
     let began = clock::boottime_ns();
     boot::prepare()?;
-    let listener = transport::listen()?;
+    let listener = transport::listen(agent_protocol::AGENT_PORT)?;
     let host = transport::connect_to_host()?;
     event_loop::run(listener, host, began)
 }

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
 
 use crate::failure::{Context, Failure};
+use crate::splice::{Next, Splice};
 use crate::transport;
 
 /// Where resolv.conf points, as Docker's does.
@@ -29,7 +30,7 @@ const MAX_TURN: usize = 16;
 const MAX_QUERY: usize = 4096;
 /// Longest answer behind its length.
 const MAX_ANSWER: usize = 2 + 65_535;
-/// Bytes that wait in each direction of a spliced connection.
+/// Bytes of an answer that are read at once.
 const BUFFER: usize = 4096;
 
 /// Takes questions.
@@ -42,7 +43,7 @@ pub struct Resolver {
 /// One question, or one connection.
 enum Exchange {
     Datagram(Datagram),
-    Stream(Stream),
+    Stream(Splice<TcpStream, OwnedFd>),
 }
 
 struct Datagram {
@@ -51,26 +52,6 @@ struct Datagram {
     /// What the host has not got yet of the question.
     question: Vec<u8>,
     answer: Vec<u8>,
-}
-
-struct Stream {
-    up: Direction<TcpStream, OwnedFd>,
-    down: Direction<OwnedFd, TcpStream>,
-}
-
-/// One direction of a spliced connection.
-struct Direction<From, To> {
-    from: From,
-    to: To,
-    waiting: Vec<u8>,
-    ended: bool,
-}
-
-/// Whether an exchange goes on.
-#[derive(PartialEq, Eq)]
-enum Next {
-    Wait,
-    Over,
 }
 
 impl Resolver {
@@ -130,8 +111,12 @@ impl Resolver {
     fn take_connections(&mut self) {
         for _ in 0..MAX_TURN {
             let Ok((client, _)) = self.tcp.accept() else { return };
-            if let Ok(stream) = Stream::new(client) {
-                self.begin(Exchange::Stream(stream));
+            let host = client
+                .set_nonblocking(true)
+                .ok()
+                .and_then(|()| transport::connect_later(DNS_STREAM_PORT).ok());
+            if let Some(splice) = host.and_then(|host| Splice::new(client, host).ok()) {
+                self.begin(Exchange::Stream(splice));
             }
         }
     }
@@ -153,18 +138,14 @@ impl Exchange {
                 // The second place is for a stream's other end.
                 [(exchange.host.as_fd(), flags), (exchange.host.as_fd(), PollFlags::empty())]
             }
-            Self::Stream(Stream { up, down }) => {
-                let client = up.reading() | down.writing();
-                let host = down.reading() | up.writing();
-                [(up.from.as_fd(), client), (down.from.as_fd(), host)]
-            }
+            Self::Stream(splice) => splice.interest(),
         }
     }
 
     fn go_on(&mut self, udp: &UdpSocket) -> Next {
         let next = match self {
             Self::Datagram(exchange) => exchange.go_on(udp),
-            Self::Stream(Stream { up, down }) => up.go_on().and_then(|_| down.go_on()),
+            Self::Stream(splice) => splice.go_on(),
         };
         match next {
             Ok(next) => next,
@@ -178,7 +159,7 @@ impl Exchange {
     fn host(&self) -> BorrowedFd<'_> {
         match self {
             Self::Datagram(exchange) => exchange.host.as_fd(),
-            Self::Stream(stream) => stream.down.from.as_fd(),
+            Self::Stream(splice) => splice.other(),
         }
     }
 }
@@ -203,55 +184,6 @@ impl Datagram {
             }
             if count == 0 || self.answer.len() > MAX_ANSWER {
                 return Ok(Next::Over);
-            }
-        }
-    }
-}
-
-impl Stream {
-    fn new(client: TcpStream) -> Result<Self, Errno> {
-        let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        client.set_nonblocking(true).map_err(wrong)?;
-        let host = transport::connect_later(DNS_STREAM_PORT)?;
-        let (client_again, host_again) =
-            (client.try_clone().map_err(wrong)?, host.try_clone().map_err(wrong)?);
-        let up = Direction { from: client, to: host_again, waiting: Vec::new(), ended: false };
-        let down = Direction { from: host, to: client_again, waiting: Vec::new(), ended: false };
-        Ok(Self { up, down })
-    }
-}
-
-impl<From: AsFd, To: AsFd> Direction<From, To> {
-    fn reading(&self) -> PollFlags {
-        if self.waiting.is_empty() && !self.ended { PollFlags::IN } else { PollFlags::empty() }
-    }
-
-    fn writing(&self) -> PollFlags {
-        if self.waiting.is_empty() { PollFlags::empty() } else { PollFlags::OUT }
-    }
-
-    /// Moves what can be moved now; over when there is nothing more to come.
-    fn go_on(&mut self) -> Result<Next, Errno> {
-        loop {
-            while !self.waiting.is_empty() {
-                match rustix::io::write(&self.to, &self.waiting) {
-                    Ok(count) => drop(self.waiting.drain(..count)),
-                    Err(Errno::AGAIN) => return Ok(Next::Wait),
-                    Err(error) => return Err(error),
-                }
-            }
-            if self.ended {
-                return Ok(Next::Over);
-            }
-            let mut buffer = [0u8; BUFFER];
-            match rustix::io::read(&self.from, &mut buffer[..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    rustix::net::shutdown(&self.to, rustix::net::Shutdown::Write)?;
-                }
-                Ok(count) => self.waiting.extend(buffer.get(..count).unwrap_or_default()),
-                Err(Errno::AGAIN) => return Ok(Next::Wait),
-                Err(error) => return Err(error),
             }
         }
     }
@@ -296,24 +228,5 @@ mod tests {
         let (mut datagram, host, server, _client) = datagram();
         drop(host);
         assert!(!matches!(datagram.go_on(&server), Ok(Next::Wait) | Err(Errno::AGAIN)));
-    }
-
-    #[test]
-    fn a_connection_is_spliced_until_both_sides_end() {
-        use std::io::{Read as _, Write as _};
-        let pair = || {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            ours.set_nonblocking(true).unwrap();
-            (ours, theirs)
-        };
-        let ((from, mut client), (to, mut host)) = (pair(), pair());
-        let mut up = Direction { from, to, waiting: Vec::new(), ended: false };
-        client.write_all(b"question").unwrap();
-        assert!(up.go_on() == Ok(Next::Wait));
-        client.shutdown(std::net::Shutdown::Write).unwrap();
-        assert!(up.go_on() == Ok(Next::Over));
-        let mut text = String::new();
-        host.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "question");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use agent_protocol::{AGENT_PORT, HOST_PORT};
+use agent_protocol::HOST_PORT;
 use rustix::io::Errno;
 
 use crate::failure::{Context, Failure, check, last_errno};
@@ -10,10 +10,10 @@ use crate::failure::{Context, Failure, check, last_errno};
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 16;
 
-/// Listens for sessions that the host opens.
-pub fn listen() -> Result<OwnedFd, Failure> {
+/// Listens for connections that the host opens to `port`.
+pub fn listen(port: u32) -> Result<OwnedFd, Failure> {
     let socket = socket(libc::SOCK_NONBLOCK)?;
-    let address = address(libc::VMADDR_CID_ANY, AGENT_PORT);
+    let address = address(libc::VMADDR_CID_ANY, port);
     // SAFETY: the address is a whole sockaddr_vm on the stack, and its length is given.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length()) })
         .during("bind the vsock port of the agent")?;

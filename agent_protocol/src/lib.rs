@@ -16,6 +16,8 @@ pub const PROTOCOL_VERSION: u8 = 3;
 pub const AGENT_PORT: u32 = 1024;
 /// Host port to which the agent connects once, after boot.
 pub const HOST_PORT: u32 = 1024;
+/// Guest port on which the agent takes connections to the container's own ports, if the plan says so.
+pub const FORWARD_PORT: u32 = 1025;
 /// Host port for questions about names that came by TCP, each behind its length (RFC 1035, section 4.2.2).
 pub const DNS_STREAM_PORT: u32 = 53;
 /// Host port for questions about names that came by UDP, one a connection, in the same form.

@@ -140,6 +140,8 @@ pub struct NetworkPlan {
     pub extra_hosts: Vec<(String, String)>,
     /// The agent takes questions about names on 127.0.0.11 and passes them to the host.
     pub resolver: bool,
+    /// The agent takes connections on [`crate::FORWARD_PORT`] for the ports of `eth0`.
+    pub forward: bool,
 }
 
 /// One interface of the guest.

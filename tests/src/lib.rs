@@ -5,4 +5,5 @@ pub mod guest_program;
 pub mod harness;
 pub mod image;
 pub mod lighter;
+pub mod namespace;
 pub mod pty;

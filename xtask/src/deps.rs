@@ -45,6 +45,7 @@ pub const TEST: &[Dependency] = &[
     dep("getfattr", "attr"),
     dep("ip", "iproute2"),
     dep("nft", "nftables"),
+    dep("passt", "passt"),
     dep("setcap", "libcap2-bin"),
     dep("openssl", "openssl"),
 ];

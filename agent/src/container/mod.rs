@@ -11,6 +11,7 @@ use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan}
 use rustix::process::Pid;
 
 use crate::failure::{Context, Failure};
+use crate::forward::Forwarder;
 use crate::process::{self, First, Process};
 use crate::resolver::Resolver;
 use crate::{clock, network, tools};
@@ -25,6 +26,8 @@ pub struct Container {
     prepared: Option<Prepared>,
     /// Answers questions for names, if this container's are lighter's to answer.
     resolver: Option<Resolver>,
+    /// Takes connections for the container's ports, where the host cannot call them.
+    forwarder: Option<Forwarder>,
     power_off_at_exit: bool,
     power_off_requested: bool,
 }
@@ -93,6 +96,10 @@ impl Container {
         if !plan.network.as_ref().is_some_and(|network| network.resolver) {
             self.resolver = None;
         }
+        let forward = plan.network.iter().filter(|network| network.forward);
+        if let Some((address, _)) = forward.flat_map(|network| &network.interfaces).find_map(|eth| eth.ipv4) {
+            self.forwarder = Some(Forwarder::open(address)?);
+        }
         prepared.files.write(plan)
     }
 
@@ -125,9 +132,9 @@ impl Container {
         }
     }
 
-    /// Who answers questions for names.
-    pub fn resolver(&mut self) -> Option<&mut Resolver> {
-        self.resolver.as_mut()
+    /// Who answers questions for names, and who takes connections for the container's ports.
+    pub fn helpers(&mut self) -> (Option<&mut Resolver>, Option<&mut Forwarder>) {
+        (self.resolver.as_mut(), self.forwarder.as_mut())
     }
 
     /// Whether `pid` is the main process.

@@ -10,8 +10,8 @@ use vmm::config::{NetBackend, NetConfig};
 use super::bridge::{Bridge, Lease, mac_of};
 use super::claim::{self, Claim};
 use super::guest::{Egress, Guest};
-use super::port::{MAX_PUBLISHED, Publish, Published};
-use super::services::{Denial, Services, Settings as ServiceSettings, denials};
+use super::port::{MAX_PUBLISHED, Publish, Published, Transport};
+use super::services::{Denial, Services, Settings as ServiceSettings, Target, denials};
 use super::spec::{Endpoint, MAX_NETWORKS, Mac, NetworkMode, NetworkSpec};
 use super::user::Passt;
 use super::{MTU, NetworkError, Networks, host, permission, resolver, tap_name};
@@ -122,7 +122,12 @@ impl Attachment {
         }
         let settings = ServiceSettings {
             claims: std::mem::take(&mut self.claims),
-            target: self.places.first().map(|place| (place.guest.ipv4, place.guest.ipv6)),
+            target: match self.places.first() {
+                Some(place) => {
+                    Some(Target::Addresses(place.guest.ipv4.into(), place.guest.ipv6.map(IpAddr::V6)))
+                }
+                None => self.plan.forward.then(|| Target::Agent(vsock.to_owned())),
+            },
             vsock: self.plan.resolver.then(|| vsock.to_owned()),
             servers: resolver::servers(&self.dns.servers),
             places: self.places.iter().map(|place| (place.bridge.clone(), place.guest.clone())).collect(),
@@ -218,11 +223,18 @@ impl Attachment {
                 fix: "use a bridge, as root",
             });
         }
-        // Whoever has one of the ports is heard of now; then passt takes them.
         let claims = claim::claim_all(&ports(request))?;
         self.published = claims.iter().map(|claim| claim.published).collect();
-        drop(claims);
-        let (passt, interface, plan) = Passt::start(&self.published)?;
+        // TCP goes through the agent: passt before its version of April 2023 does not complete the handshake of a
+        // connection to the guest until the client has sent something, and the client may wait for the server to.
+        let (tcp, udp): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|claim| claim.published.transport == Transport::Tcp);
+        self.plan.forward = !tcp.is_empty();
+        self.claims = tcp;
+        let datagrams: Vec<_> = udp.iter().map(|claim| claim.published).collect();
+        // Whoever has one of these ports was heard of; now passt takes them.
+        drop(udp);
+        let (passt, interface, plan) = Passt::start(&datagrams)?;
         self.plan.interfaces.push(plan);
         self.plan.resolver = !serves_names(request);
         self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
@@ -291,6 +303,7 @@ fn names_only(spec: &NetworkSpec) -> NetworkPlan {
         resolv_conf: spec.dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect(),
         extra_hosts: spec.extra_hosts.clone(),
         resolver: false,
+        forward: false,
     }
 }
 
@@ -321,7 +334,7 @@ fn ports(request: &Request<'_>) -> Vec<Publish> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::port::{self, Transport};
+    use super::super::port;
     use super::*;
 
     #[test]

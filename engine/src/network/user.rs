@@ -7,10 +7,11 @@
 //! passt confines itself (namespaces, seccomp, no files) and ends with the machine: when its socket is closed. The
 //! gateway's address does not lead to the host, and the VMM lets no frame pass that is addressed to loopback.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use agent_protocol::message::InterfacePlan;
 
 use super::attachment::Interface;
-use super::port::{Published, Transport};
+use super::port::Published;
 use super::{MTU, NetworkError, host, nft};
 
 /// The program.
@@ -56,7 +57,11 @@ impl Passt {
         let (ours, theirs) = UnixStream::pair().map_err(wire())?;
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
             .map_err(|error| wire()(error.into()))?;
-        let ready = tempfile::NamedTempFile::new().map_err(host("make a file for passt"))?;
+        // For the user nobody too, whom passt becomes where root starts it.
+        let anyone = Permissions::from_mode(0o666);
+        let ready = tempfile::Builder::new().permissions(anyone.clone()).tempfile();
+        let ready = ready.and_then(|file| file.as_file().set_permissions(anyone).map(|()| file));
+        let ready = ready.map_err(host("make a file for passt"))?;
         let mut said = tempfile::tempfile().map_err(host("make a file for passt"))?;
         let stderr = said.try_clone().map_err(host("make a file for passt"))?;
         let mut command = Command::new(program);
@@ -103,7 +108,8 @@ impl Passt {
             if let Some(status) = self.child.try_wait().map_err(failed())? {
                 let mut text = Vec::new();
                 let _ = said.rewind().and_then(|()| said.take(MAX_SAID).read_to_end(&mut text));
-                let text = crate::text::printable(&text);
+                let text = without_syslog(&String::from_utf8_lossy(&text));
+                let text = crate::text::printable(text.as_bytes());
                 return Err(failed()(io::Error::other(format!("it ended with {status}: {text}"))));
             }
             if Instant::now() > deadline {
@@ -120,6 +126,11 @@ impl Drop for Passt {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What passt says, without its complaints about a host that has no system log.
+fn without_syslog(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with("Failed to send")).collect::<Vec<_>>().join("; ")
 }
 
 /// A wire with nobody at the other end.
@@ -147,38 +158,26 @@ fn has_default_route6() -> bool {
     })
 }
 
-/// passt's options for published ports.
+/// passt's options for published ports, all of which are UDP.
 fn port_arguments(ports: &[Published]) -> Vec<String> {
-    // One of passt's sockets takes both IP versions.
-    let both = |port: &Published| port.host.ip().is_unspecified();
-    let mut arguments = Vec::new();
-    for (index, port) in ports.iter().enumerate() {
-        let is_again = both(port)
-            && ports.iter().take(index).any(|other| {
-                both(other)
-                    && (other.host.port(), other.transport, other.guest_port)
-                        == (port.host.port(), port.transport, port.guest_port)
-            });
-        if is_again {
-            continue;
-        }
-        let option = match port.transport {
-            Transport::Tcp => "--tcp-ports",
-            Transport::Udp => "--udp-ports",
-        };
+    let mut arguments: Vec<String> = Vec::new();
+    for port in ports {
         let address = match port.host.ip() {
+            // One of passt's sockets takes both IP versions.
             ip if ip.is_unspecified() => String::new(),
-            IpAddr::V4(ip) => format!("{ip}/"),
-            IpAddr::V6(ip) => format!("{ip}/"),
+            ip => format!("{ip}/"),
         };
-        arguments.push(option.to_owned());
-        arguments.push(format!("{address}{}:{}", port.host.port(), port.guest_port));
+        let argument = format!("{address}{}:{}", port.host.port(), port.guest_port);
+        if !arguments.contains(&argument) {
+            arguments.extend(["--udp-ports".to_owned(), argument]);
+        }
     }
     arguments
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::port::Transport;
     use super::*;
 
     #[test]

@@ -10,7 +10,7 @@ mod upstream;
 mod zone;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -22,14 +22,15 @@ use super::bridge::Bridge;
 use super::claim::Claim;
 use super::guest::Guest;
 pub use denials::Denial;
+pub use proxy::Target;
 use zone::Zone;
 
 /// What is to be served.
 pub struct Settings {
     /// Ports of the host.
     pub claims: Vec<Claim>,
-    /// Where they lead; `None` where somebody else serves them.
-    pub target: Option<(Ipv4Addr, Option<Ipv6Addr>)>,
+    /// Where they lead; `None` where nothing is published.
+    pub target: Option<Target>,
     /// The machine's vsock device, where questions for names arrive; `None`: no answers.
     pub vsock: Option<PathBuf>,
     /// Who is asked what lighter does not know.
@@ -78,8 +79,8 @@ impl Drop for Services {
 /// Spawns what serves, within a `LocalSet`.
 fn serve(settings: Settings, listeners: Option<dns::Listeners>) {
     let Settings { claims, target, servers, places, denials, on_denied, .. } = settings;
-    if let Some((ipv4, ipv6)) = target {
-        proxy::serve(claims, IpAddr::V4(ipv4), ipv6.map(IpAddr::V6));
+    if let Some(target) = &target {
+        proxy::serve(claims, target);
     }
     let zone = Rc::new(Zone::new(places));
     zone.allow_known_names(&servers);

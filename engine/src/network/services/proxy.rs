@@ -8,12 +8,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, UdpSocket as StdUdp};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use agent_protocol::FORWARD_PORT;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
@@ -31,39 +33,64 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const UDP_IDLE: Duration = Duration::from_secs(60);
 /// Pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest answer of the vsock device.
+const MAX_ANSWER: usize = 32;
 /// Largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
+/// How the container is reached.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Under its addresses.
+    Addresses(IpAddr, Option<IpAddr>),
+    /// Through its agent, behind this socket of the machine's vsock device. Only TCP goes there.
+    Agent(PathBuf),
+}
+
+/// Where one connection leads.
+#[derive(Clone, Debug)]
+enum Way {
+    Address(SocketAddr),
+    Agent(PathBuf, u16),
+}
+
 /// Serves all of `claims` by tasks of this `LocalSet`.
-pub fn serve(claims: Vec<Claim>, ipv4: IpAddr, ipv6: Option<IpAddr>) {
+pub fn serve(claims: Vec<Claim>, target: &Target) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     for Claim { published, socket } in claims {
-        // A guest without IPv6 is reached by IPv4 whatever the client speaks.
-        let ip = if published.host.is_ipv6() { ipv6.unwrap_or(ipv4) } else { ipv4 };
-        let target = SocketAddr::new(ip, published.guest_port);
+        let way = match target {
+            // A guest without IPv6 is reached by IPv4 whatever the client speaks.
+            Target::Addresses(ipv4, ipv6) => {
+                let ip = if published.host.is_ipv6() { ipv6.unwrap_or(*ipv4) } else { *ipv4 };
+                Way::Address(SocketAddr::new(ip, published.guest_port))
+            }
+            Target::Agent(vsock) => Way::Agent(vsock.clone(), published.guest_port),
+        };
         match published.transport {
             Transport::Tcp => {
                 if let Ok(listener) = TcpListener::from_std(StdListener::from(socket)) {
-                    spawn_local(tcp(listener, target, connections.clone()));
+                    spawn_local(tcp(listener, way, connections.clone()));
                 }
             }
             Transport::Udp => {
-                if let Ok(socket) = UdpSocket::from_std(StdUdp::from(socket)) {
-                    spawn_local(udp(Rc::new(socket), target));
+                if let (Ok(socket), Way::Address(address)) = (UdpSocket::from_std(StdUdp::from(socket)), way)
+                {
+                    spawn_local(udp(Rc::new(socket), address));
                 }
             }
         }
     }
 }
 
-async fn tcp(listener: TcpListener, target: SocketAddr, connections: Arc<Semaphore>) {
+async fn tcp(listener: TcpListener, way: Way, connections: Arc<Semaphore>) {
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((client, _)) => {
+                let way = way.clone();
                 spawn_local(async move {
                     // Either side may break off at any time; then the other one is told by the end of its stream.
-                    let _ = hand_on(client, target).await;
+                    let _ = hand_on(client, &way).await;
                     drop(permit);
                 });
             }
@@ -72,12 +99,35 @@ async fn tcp(listener: TcpListener, target: SocketAddr, connections: Arc<Semapho
     }
 }
 
-async fn hand_on(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
-    let mut guest = timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await??;
+async fn hand_on(mut client: TcpStream, way: &Way) -> io::Result<()> {
     client.set_nodelay(true)?;
-    guest.set_nodelay(true)?;
-    copy_bidirectional(&mut client, &mut guest).await?;
+    match way {
+        Way::Address(address) => {
+            let mut guest = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+            guest.set_nodelay(true)?;
+            copy_bidirectional(&mut client, &mut guest).await?;
+        }
+        Way::Agent(vsock, port) => {
+            let mut guest = timeout(CONNECT_TIMEOUT, dial(vsock, *port)).await??;
+            copy_bidirectional(&mut client, &mut guest).await?;
+        }
+    }
     Ok(())
+}
+
+/// Has the agent connect to `port` of the container. The vsock device answers `OK` and a number.
+async fn dial(vsock: &Path, port: u16) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(vsock).await?;
+    stream.write_all(format!("CONNECT {FORWARD_PORT}\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+        answer.push(stream.read_u8().await?);
+    }
+    if !answer.starts_with(b"OK ") {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    stream.write_u16(port).await?;
+    Ok(stream)
 }
 
 /// Each client has a socket of its own towards the guest, by which answers find back.
