@@ -56,6 +56,19 @@ pub struct RestoreConfig {
     /// Directory of the snapshot. Its machine must be the one configured here; disks and sockets may be other
     /// files.
     pub snapshot: PathBuf,
+    /// For a differential snapshot: its base, the base of that one and so on, the full one last.
+    #[serde(default)]
+    pub bases: Vec<PathBuf>,
+    /// Note which pages are written from the start on: `snapshot` can be the base of the next snapshot then.
+    #[serde(default)]
+    pub track: bool,
+}
+
+impl RestoreConfig {
+    /// From a full snapshot, without logging what is written.
+    pub fn full(snapshot: PathBuf) -> Self {
+        RestoreConfig { snapshot, bases: Vec::new(), track: false }
+    }
 }
 
 /// Devices that a VM need not have had when it was saved, in slot order. The guest finds those that came

@@ -6,6 +6,7 @@ mod clock;
 mod cmdline;
 pub mod config;
 pub mod control;
+mod dirty;
 pub mod emulation;
 mod exit;
 pub mod host;

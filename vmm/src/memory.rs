@@ -4,11 +4,14 @@ use std::fs::File;
 
 use arch::layout;
 use devices::GuestRam;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::errno;
+
+use crate::snapshot::PAGE;
 
 /// Why guest memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +51,7 @@ pub enum MemoryError {
 /// Maps `mem_size_mib` of anonymous memory, zero and not yet backed by pages.
 pub fn allocate(mem_size_mib: u32) -> Result<GuestRam, MemoryError> {
     build(mem_size_mib, |size, _| {
-        MmapRegionBuilder::new_with_bitmap(size, None)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        builder(size).with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
     })
 }
 
@@ -57,13 +59,19 @@ pub fn allocate(mem_size_mib: u32) -> Result<GuestRam, MemoryError> {
 pub fn map_private(mem_size_mib: u32, file: &File) -> Result<GuestRam, MemoryError> {
     let file = std::sync::Arc::new(file.try_clone().map_err(MemoryError::ShareFile)?);
     build(mem_size_mib, |size, offset| {
-        MmapRegionBuilder::new_with_bitmap(size, None)
+        builder(size)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(file.clone(), offset))
     })
 }
 
-type Builder = MmapRegionBuilder<Option<vm_memory::bitmap::AtomicBitmap>>;
+type Builder = MmapRegionBuilder<Option<AtomicBitmap>>;
+
+/// A mapping with a bitmap of the pages that this process writes.
+fn builder(size: usize) -> Builder {
+    let page = std::num::NonZeroUsize::new(PAGE).expect("invariant: pages have bytes");
+    MmapRegionBuilder::new_with_bitmap(size, Some(AtomicBitmap::new(size, page)))
+}
 
 /// Builds each region of the layout; `mapping` gets its size and its offset from the first region's start.
 fn build(mem_size_mib: u32, mapping: impl Fn(usize, u64) -> Builder) -> Result<GuestRam, MemoryError> {
@@ -83,16 +91,17 @@ fn build(mem_size_mib: u32, mapping: impl Fn(usize, u64) -> Builder) -> Result<G
     GuestRam::from_regions(regions).map_err(|_| MemoryError::Layout)
 }
 
-/// Gives every region to KVM, slot numbers ascending.
+/// Gives every region to KVM, slot numbers ascending; with `logging` KVM notes which pages vCPUs write.
 ///
 /// The first KVM call after KVM_CREATE_VM: a slot registered after the irqchip or an ioeventfd waits for a
 /// grace period of several milliseconds.
-pub fn register(vm: &VmFd, memory: &GuestRam) -> Result<(), MemoryError> {
+pub fn register(vm: &VmFd, memory: &GuestRam, logging: bool) -> Result<(), MemoryError> {
+    let flags = if logging { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
     for (slot, region) in memory.iter().enumerate() {
         let (gpa, size) = (region.start_addr().0, region.len());
         let slot = kvm_userspace_memory_region {
             slot: slot as u32,
-            flags: 0,
+            flags,
             guest_phys_addr: gpa,
             memory_size: size,
             userspace_addr: region.as_ptr() as u64,

@@ -9,6 +9,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::VmExit;
 use crate::control::Asked;
+use crate::snapshot::Written;
+use crate::vm::SnapshotError;
 
 /// One report.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub enum Report {
     },
     /// A client of the control socket wants something; it waits for the answer before it asks again.
     Asked(Asked),
+    /// A save has written what it can while the guest runs, and waits for a pause.
+    Copied,
+    /// A save ended.
+    Saved(Result<Written, SnapshotError>),
     /// The guest ended, or cannot go on. Only the first one counts.
     Exit(VmExit),
 }

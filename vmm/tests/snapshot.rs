@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use support::{DATA, PATIENCE, config, kernel, words};
 use tempfile::{NamedTempFile, TempDir};
-use vmm::config::VmConfig;
+use vm_memory::{Bytes as _, GuestAddress};
+use vmm::config::{RestoreConfig, VmConfig};
 use vmm::control::{Client, ClientError, Done, RefusalKind, Request};
-use vmm::vm::Vm;
+use vmm::vm::{SaveOrder, Vm};
 
 kvm_tests!(
     a_snapshot_of_a_running_vm_goes_on_in_another_and_the_vm_too,
@@ -19,6 +20,10 @@ kvm_tests!(
     requests_that_do_not_fit_are_refused_and_harm_nothing,
     a_snapshot_that_cannot_be_written_leaves_nothing,
     a_snapshot_of_another_machine_or_a_damaged_one_is_refused,
+    differences_restore_on_their_bases_and_hold_only_what_was_written,
+    a_base_that_does_not_fit_is_refused,
+    a_full_disk_is_said_and_the_vm_and_its_dirty_pages_survive,
+    a_vm_may_stay_paused_for_its_disks_and_one_save_is_made_at_a_time,
 );
 
 // Counts for ever in memory and in a register that it never reloads.
@@ -72,7 +77,7 @@ impl Bench {
 
     fn save(&mut self, name: &str) -> PathBuf {
         let dir = self.path(name);
-        let done = self.ask(Request::Snapshot { dir: dir.clone() }).unwrap();
+        let done = self.ask(Request::snapshot(&dir)).unwrap();
         assert!(done.paused_us.is_some() && done.memory_bytes.is_some_and(|bytes| bytes > 0));
         dir
     }
@@ -137,8 +142,8 @@ fn requests_that_do_not_fit_are_refused_and_harm_nothing() {
     assert_eq!(state(&mut bench), "running");
     let (kind, message) = refused(bench.ask(Request::Resume));
     assert_eq!((kind, message.as_str()), (RefusalKind::State, "cannot resume a VM that is running"));
-    let (kind, message) = refused(bench.ask(Request::Snapshot { dir: "relative".into() }));
-    assert_eq!((kind, message.as_str()), (RefusalKind::Request, "dir relative is not absolute"));
+    let (kind, message) = refused(bench.ask(Request::snapshot("relative")));
+    assert_eq!((kind, message.as_str()), (RefusalKind::Request, "relative is not absolute"));
     bench.ask(Request::Pause).unwrap();
     assert_eq!(state(&mut bench), "paused");
     assert_eq!(refused(bench.ask(Request::Pause)).0, RefusalKind::State);
@@ -152,12 +157,12 @@ fn requests_that_do_not_fit_are_refused_and_harm_nothing() {
 fn a_snapshot_that_cannot_be_written_leaves_nothing() {
     let mut bench = Bench::new(1);
     // Neither into a directory that is not there, nor over one that has something in it.
-    let (kind, message) = refused(bench.ask(Request::Snapshot { dir: bench.path("missing/snapshot") }));
+    let (kind, message) = refused(bench.ask(Request::snapshot(bench.path("missing/snapshot"))));
     assert!(kind == RefusalKind::Host && message.contains("missing/snapshot.partial"), "{message}");
     let taken = bench.path("taken");
     std::fs::create_dir(&taken).unwrap();
     std::fs::write(taken.join("file"), "kept").unwrap();
-    assert_eq!(refused(bench.ask(Request::Snapshot { dir: taken.clone() })).0, RefusalKind::Host);
+    assert_eq!(refused(bench.ask(Request::snapshot(&taken))).0, RefusalKind::Host);
     assert_eq!(std::fs::read_to_string(taken.join("file")).unwrap(), "kept");
     assert!(!bench.path("taken.partial").exists());
     // What a dead VMM left under the name is no obstacle.
@@ -194,4 +199,207 @@ fn a_snapshot_of_another_machine_or_a_damaged_one_is_refused() {
     assert!(error(&plain, &snapshot).contains("has 4096 bytes"));
     std::fs::remove_file(&state).unwrap();
     assert!(error(&plain, &snapshot).contains("cannot read"));
+}
+
+/// Asks for a snapshot with these options.
+fn save_as(bench: &mut Bench, name: &str, base: Option<&Path>) -> (PathBuf, Done) {
+    let dir = bench.path(name);
+    let base = base.map(Path::to_owned);
+    let request = Request::Snapshot { dir: dir.clone(), base, track: true, stay_paused: false };
+    let done = bench.ask(request).unwrap();
+    (dir, done)
+}
+
+/// The VM of `snapshot` on its `bases`.
+fn on_bases(bench: &Bench, snapshot: &Path, bases: &[&PathBuf], track: bool) -> VmConfig {
+    let bases = bases.iter().map(|&base| base.clone()).collect();
+    let restore = Some(RestoreConfig { snapshot: snapshot.to_owned(), bases, track });
+    VmConfig { restore, ..bench.config(1) }
+}
+
+fn differences_restore_on_their_bases_and_hold_only_what_was_written() {
+    let mut bench = Bench::new(1);
+    // Zeroed later: that is a difference too.
+    bench.vm.memory().write_slice(&[7; 4096], GuestAddress(0x100_0000)).unwrap();
+    bench.vm.memory().write_slice(&[8; 4096], GuestAddress(0x101_0000)).unwrap();
+    let (full, done) = save_as(&mut bench, "full", None);
+    let full_bytes = done.memory_bytes.unwrap();
+    goes_on(&mut bench.vm, 0);
+    bench.vm.memory().write_slice(&[0; 4096], GuestAddress(0x100_0000)).unwrap();
+    let (first, done) = save_as(&mut bench, "first", Some(&full));
+    let bytes = done.memory_bytes.unwrap();
+    assert!((1..full_bytes).contains(&bytes) && bytes < 64 << 10, "{bytes} of {full_bytes}");
+    goes_on(&mut bench.vm, 0);
+    let (second, _) = save_as(&mut bench, "second", Some(&first));
+    bench.ask(Request::Pause).unwrap();
+    let at_pause = bench.path("paused");
+    bench
+        .ask(Request::Snapshot {
+            dir: at_pause.clone(),
+            base: Some(second.clone()),
+            track: false,
+            stay_paused: false,
+        })
+        .unwrap();
+
+    let counts: Vec<u64> = [(&full, vec![]), (&first, vec![&full]), (&second, vec![&first, &full])]
+        .into_iter()
+        .map(|(snapshot, bases)| {
+            let config = on_bases(&bench, snapshot, &bases, false);
+            let mut vm = Vm::from_snapshot(&config, snapshot).unwrap();
+            let byte = |vm: &Vm, at| vm.memory().read_obj::<u8>(GuestAddress(at)).unwrap();
+            let zeroed = if bases.is_empty() { 7 } else { 0 };
+            assert_eq!((byte(&vm, 0x100_0000), byte(&vm, 0x101_0000)), (zeroed, 8));
+            let at_save = count(&vm);
+            vm.start().unwrap();
+            goes_on(&mut vm, at_save);
+            at_save
+        })
+        .collect();
+    assert!(counts.is_sorted_by(|a, b| a < b), "{counts:?}");
+    // All of the memory, after the whole chain.
+    let config = on_bases(&bench, &at_pause, &[&second, &first, &full], false);
+    let restored = Vm::from_snapshot(&config, &at_pause).unwrap();
+    assert!(memory_bytes(&restored) == memory_bytes(&bench.vm), "memory differs");
+    // A clone that logs from its start can be saved as a difference from what it was cloned from.
+    let mut clone = Vm::from_snapshot(&on_bases(&bench, &full, &[], true), &full).unwrap();
+    clone.start().unwrap();
+    goes_on(&mut clone, counts[0]);
+    clone.pause().unwrap();
+    let branch = bench.path("branch");
+    let base = Some(vmm::snapshot::Snapshot::read(&full).unwrap().identity.id);
+    let order = SaveOrder { directory: branch.clone(), base, track: true };
+    clone.snapshot_as(order).unwrap();
+    let restored = Vm::from_snapshot(&on_bases(&bench, &branch, &[&full], false), &branch).unwrap();
+    assert!(memory_bytes(&restored) == memory_bytes(&clone), "memory differs");
+}
+
+fn memory_bytes(vm: &Vm) -> Vec<u8> {
+    let mut bytes = vec![0; 32 << 20];
+    vm.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+fn a_base_that_does_not_fit_is_refused() {
+    let mut bench = Bench::new(1);
+    let plain = bench.save("plain");
+    let request = |bench: &Bench, base: &PathBuf| Request::Snapshot {
+        dir: bench.path("difference"),
+        base: Some(base.clone()),
+        track: false,
+        stay_paused: false,
+    };
+    let wanted = request(&bench, &plain);
+    let (kind, message) = refused(bench.ask(wanted));
+    assert!(
+        kind == RefusalKind::Request && message.contains("take a full snapshot with `track`"),
+        "{message}"
+    );
+    let (full, _) = save_as(&mut bench, "full", None);
+    let wanted = request(&bench, &plain);
+    let (_, message) = refused(bench.ask(wanted));
+    assert!(message.contains("they are known since snapshot"), "{message}");
+    let wanted = request(&bench, &bench.path("nothing"));
+    assert!(refused(bench.ask(wanted)).1.contains("cannot read"));
+    assert!(!bench.path("difference.partial").exists());
+    let (difference, _) = save_as(&mut bench, "difference", Some(&full));
+    let refusal =
+        |snapshot: &Path, bases: &[&PathBuf]| error(&on_bases(&bench, snapshot, bases, false), snapshot);
+    assert!(refusal(&difference, &[]).contains("which must be given too"));
+    assert!(refusal(&difference, &[&plain]).contains("plain is snapshot"));
+    assert!(refusal(&difference, &[&full, &plain]).contains("full is a full snapshot"));
+    assert!(refusal(&full, &[&plain]).contains("plain cannot be its base"));
+}
+
+fn a_full_disk_is_said_and_the_vm_and_its_dirty_pages_survive() {
+    let mut bench = Bench::new(1);
+    let small = bench.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let Some(_mounted) = SmallDisk::mount(&small, 2) else {
+        println!("skipped: only root can make a small disk");
+        return;
+    };
+    let page = [9; 4096];
+    // Twice the small disk.
+    for at in 0..1024 {
+        bench.vm.memory().write_slice(&page, GuestAddress(0x100_0000 + at * 4096)).unwrap();
+    }
+    let dir = small.join("snapshot");
+    let full = |message: &str| message.contains("No space left on device") && message.contains("memory");
+    let (kind, message) = refused(bench.ask(Request::snapshot(&dir)));
+    assert!(kind == RefusalKind::Host && full(&message), "{message}");
+    let nothing_left = || std::fs::read_dir(&small).unwrap().next().is_none();
+    assert!(nothing_left());
+    goes_on(&mut bench.vm, 0);
+    // A difference that fails loses nothing: the next one has what it should have had.
+    let (base, _) = save_as(&mut bench, "base", None);
+    for at in 0..1024 {
+        bench.vm.memory().write_slice(&[3; 4096], GuestAddress(0x100_0000 + at * 4096)).unwrap();
+    }
+    let request = Request::Snapshot { dir, base: Some(base.clone()), track: true, stay_paused: false };
+    assert!(full(&refused(bench.ask(request)).1));
+    assert!(nothing_left());
+    let (difference, done) = save_as(&mut bench, "difference", Some(&base));
+    assert!(done.memory_bytes.unwrap() >= 4 << 20);
+    let vm = Vm::from_snapshot(&on_bases(&bench, &difference, &[&base], false), &difference).unwrap();
+    assert_eq!(vm.memory().read_obj::<u8>(GuestAddress(0x100_0000 + 1023 * 4096)).unwrap(), 3);
+    goes_on(&mut bench.vm, 0);
+}
+
+/// A tmpfs that only this thread and those that it starts see.
+struct SmallDisk(std::ffi::CString);
+
+impl SmallDisk {
+    fn mount(at: &Path, mib: u32) -> Option<Self> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let at = std::ffi::CString::new(at.as_os_str().as_bytes()).unwrap();
+        let options = std::ffi::CString::new(format!("size={mib}m")).unwrap();
+        // SAFETY: system calls with strings that end; they change the mounts of this thread alone.
+        let done = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(
+                    c"none".as_ptr(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                ) == 0
+                && libc::mount(c"none".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast())
+                    == 0
+        };
+        done.then_some(SmallDisk(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn a_vm_may_stay_paused_for_its_disks_and_one_save_is_made_at_a_time() {
+    let mut bench = Bench::new(1);
+    let dir = bench.path("snapshot");
+    bench.ask(Request::Snapshot { dir: dir.clone(), base: None, track: false, stay_paused: true }).unwrap();
+    assert_eq!(bench.ask(Request::Status).unwrap().state.as_deref(), Some("paused"));
+    let vm = Vm::from_snapshot(&bench.config(1), &dir).unwrap();
+    assert!(memory_bytes(&vm) == memory_bytes(&bench.vm), "memory differs");
+    bench.ask(Request::Resume).unwrap();
+    goes_on(&mut bench.vm, count(&vm));
+    let refusal = (RefusalKind::State, "cannot save a VM that is being saved".to_owned());
+    let both_at_once = |bench: &mut Bench, round: usize| {
+        let (socket, dir) = (bench.path("control.sock"), bench.path(&format!("first{round}")));
+        let first = std::thread::spawn(move || {
+            Client::connect(&socket, PATIENCE).unwrap().ask(&Request::snapshot(dir))
+        });
+        let second = bench.ask(Request::snapshot(bench.path(&format!("second{round}"))));
+        while !first.is_finished() {
+            bench.vm.run_for(Duration::from_millis(1), |_| ()).unwrap();
+        }
+        let failed: Vec<_> = [first.join().unwrap(), second].into_iter().filter(Result::is_err).collect();
+        assert!(failed.len() < 2, "one of them is made: {failed:?}");
+        failed.into_iter().map(refused).inspect(|failed| assert_eq!(*failed, refusal)).count()
+    };
+    assert!((0..100).any(|round| both_at_once(&mut bench, round) == 1), "never refused");
 }

@@ -325,17 +325,19 @@ impl<'a> IoVecs<'a> {
         (self.raw.as_ptr(), u32::try_from(self.raw.len()).unwrap_or(u32::MAX))
     }
 
-    /// Leaves out the first `count` bytes.
-    pub fn advance(&mut self, count: usize) {
+    /// All but the first `count` bytes.
+    pub fn after(&mut self, count: usize) -> IoVecs<'_> {
         let mut left = count;
-        self.raw.retain(|vec| {
+        let mut rest = IoVecs::new();
+        for vec in &self.raw {
             let skip = left.min(vec.iov_len);
             left = left.saturating_sub(skip);
-            vec.iov_base = vec.iov_base.wrapping_byte_add(skip);
-            vec.iov_len = vec.iov_len.saturating_sub(skip);
-            vec.iov_len > 0
-        });
-        self.len = self.raw.iter().fold(0, |len, vec| len.saturating_add(vec.iov_len));
+            let len = vec.iov_len.saturating_sub(skip);
+            if len > 0 {
+                rest.push(vec.iov_base.cast::<u8>().wrapping_add(skip), len);
+            }
+        }
+        rest
     }
 
     /// Notes that the kernel wrote what of this is memory of the guest.

@@ -120,7 +120,7 @@ impl Machine {
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),
-            restore: template.map(|template| RestoreConfig { snapshot: template.snapshot() }),
+            restore: template.map(|template| RestoreConfig::full(template.snapshot())),
             control: Some(container.control()),
         }
     }

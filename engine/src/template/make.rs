@@ -136,7 +136,7 @@ impl Maker<'_> {
         self.rest()?;
         let mut control = Client::connect(&self.container.control(), SAVE_TIMEOUT)?;
         control.ask(&Request::Pause)?;
-        control.ask(&Request::Snapshot { dir: snapshot(directory) })?;
+        control.ask(&Request::snapshot(snapshot(directory)))?;
         if self.root.as_ref().is_some_and(|root| root.writable_device.is_some()) {
             copy_sparse(&self.container.disk(), &layer(directory))
                 .map_err(keep("copy the writable layer"))?;

@@ -30,10 +30,21 @@ pub enum Request {
     Pause,
     /// Let a paused VM go on.
     Resume,
-    /// Write a snapshot. A running VM is paused for it and goes on.
+    /// Write a snapshot. A running VM goes on meanwhile, is paused at the end and then goes on.
     Snapshot {
         /// The directory to make, an absolute path.
         dir: PathBuf,
+        /// Only what was written since the snapshot in this directory, an absolute path: the last one of this
+        /// VM with `track`, or a differential one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<PathBuf>,
+        /// Note from now on which pages the guest writes: this snapshot can be a base then. The guest's first
+        /// write to a page costs more.
+        #[serde(default)]
+        track: bool,
+        /// Leave a running VM paused at the end, so that its disks can be copied as they are then.
+        #[serde(default)]
+        stay_paused: bool,
     },
     /// Ask the guest to leave so much of its memory unused. Answered at once: [`Request::Status`] says how
     /// far the guest got.
@@ -41,6 +52,13 @@ pub enum Request {
         /// In MiB, at most the guest's memory; 0 gives all of it back to the guest.
         mib: u32,
     },
+}
+
+impl Request {
+    /// Write a full snapshot to the absolute path `dir`.
+    pub fn snapshot(dir: impl Into<PathBuf>) -> Self {
+        Request::Snapshot { dir: dir.into(), base: None, track: false, stay_paused: false }
+    }
 }
 
 /// An answer.
@@ -68,7 +86,7 @@ pub struct Done {
     /// [`Request::Status`]: memory that the guest leaves unused, in MiB, if there is a balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_mib: Option<u32>,
-    /// [`Request::Snapshot`]: for how many microseconds a running VM was paused.
+    /// [`Request::Snapshot`]: for how many microseconds a running VM was paused, unless it stays so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_us: Option<u64>,
     /// [`Request::Snapshot`]: bytes of memory that were written.

@@ -35,7 +35,7 @@ pub struct Asked {
 
 impl Asked {
     /// Answers. A client that does not read loses its connection, nothing else.
-    pub fn answer(self, answer: &Answer) {
+    pub fn answer(&self, answer: &Answer) {
         reply(&self.client, answer);
     }
 }

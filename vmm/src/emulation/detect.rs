@@ -65,7 +65,7 @@ pub fn emulated_ring0(kvm: &Kvm) -> Result<bool, DetectError> {
 pub fn probe(kvm: &Kvm) -> Result<bool, DetectError> {
     let memory = memory::allocate(layout::MIN_MEMORY_MIB)?;
     let vm = kvm.create_vm()?;
-    memory::register(&vm, &memory)?;
+    memory::register(&vm, &memory, false)?;
     let mut vcpu = vm.create_vcpu(0)?;
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     vcpu.set_cpuid2(&cpuid)?;

@@ -7,7 +7,7 @@ use crc32fast::hash;
 /// First bytes of a state file.
 const MAGIC: [u8; 8] = *b"lighter\0";
 /// Version of the envelope and of everything in it. Another one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Magic, version, number of sections.
 const HEADER_SIZE: usize = 16;
 /// Kind, checksum, length.
@@ -27,6 +27,8 @@ pub enum Section {
     Vm = 2,
     /// [`super::Times`].
     Times = 3,
+    /// [`super::Identity`].
+    Identity = 4,
 }
 
 /// Why bytes are no state file of this version.

@@ -8,10 +8,13 @@ use std::os::unix::fs::FileExt as _;
 use devices::GuestRam;
 use rustix::fs::{SeekFrom as Whence, seek};
 use rustix::io::Errno;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap};
-use vm_memory::{MemoryRegionAddress, VolatileMemory as _};
+use vm_memory::{MemoryRegionAddress, ReadVolatile as _, VolatileMemory as _};
 
-const PAGE: usize = 4096;
+use super::identity::PageRun;
+use super::pages::{PAGE, PageSet};
+
 /// Bytes looked at and written at once.
 const CHUNK: usize = 64 * PAGE;
 /// `/proc/PID/pagemap`: one word a page (Linux, `Documentation/admin-guide/mm/pagemap.rst`).
@@ -19,8 +22,10 @@ const PAGEMAP_ENTRY: usize = 8;
 /// The page is in memory, or in swap.
 const PAGE_PRESENT: u64 = 0b11 << 62;
 
-/// Writes all of `memory` to the empty file `target`; gives the bytes that are not holes. Nobody writes to the
-/// memory meanwhile.
+type Region = GuestRegionMmap<Option<AtomicBitmap>>;
+
+/// Writes all of `memory` to the empty file `target`; gives the bytes that are not holes. What is written to the
+/// memory meanwhile is in the file or not.
 pub fn write(memory: &GuestRam, target: &File) -> io::Result<u64> {
     let mut offset = 0;
     let mut written = 0;
@@ -36,18 +41,12 @@ pub fn write(memory: &GuestRam, target: &File) -> io::Result<u64> {
 }
 
 /// Writes the pages of `range` that are not zero.
-fn write_range(
-    region: &GuestRegionMmap<Option<vm_memory::bitmap::AtomicBitmap>>,
-    range: Range<usize>,
-    region_offset: u64,
-    target: &File,
-) -> io::Result<u64> {
+fn write_range(region: &Region, range: Range<usize>, region_offset: u64, target: &File) -> io::Result<u64> {
     let mut buffer = [0; CHUNK];
     let mut written = 0;
     for start in range.clone().step_by(CHUNK) {
         let buffer = &mut buffer[..CHUNK.min(range.end - start)];
-        let all = region.as_volatile_slice().map_err(io::Error::other)?;
-        all.get_slice(start, buffer.len()).map_err(io::Error::other)?.copy_to(&mut *buffer);
+        copy(region, start, buffer)?;
         for run in nonzero_runs(buffer) {
             let position = region_offset + (start + run.start) as u64;
             target.write_all_at(&buffer[run.clone()], position)?;
@@ -55,6 +54,108 @@ fn write_range(
         }
     }
     Ok(written)
+}
+
+/// Copies bytes of `region` from `start` on.
+fn copy(region: &Region, start: usize, target: &mut [u8]) -> io::Result<()> {
+    let all = region.as_volatile_slice().map_err(io::Error::other)?;
+    all.get_slice(start, target.len()).map_err(io::Error::other)?.copy_to(target);
+    Ok(())
+}
+
+/// Copies of some pages, to be written later.
+pub struct Copied {
+    /// Position in the file and length of each piece.
+    pieces: Vec<(u64, usize)>,
+    bytes: Vec<u8>,
+}
+
+impl Copied {
+    /// Copies `pages` of `memory`.
+    pub fn of(memory: &GuestRam, pages: &PageSet) -> io::Result<Self> {
+        let mut copied = Copied { pieces: Vec::new(), bytes: Vec::with_capacity(pages.count() * PAGE) };
+        each_piece(memory, pages, |region, start, len, position| {
+            let end = copied.bytes.len();
+            copied.bytes.resize(end + len, 0);
+            copied.pieces.push((position, len));
+            copy(region, start, &mut copied.bytes[end..])
+        })?;
+        Ok(copied)
+    }
+
+    /// Writes them; gives the bytes.
+    pub fn write(&self, target: &File) -> io::Result<u64> {
+        let mut rest = &self.bytes[..];
+        for (position, len) in &self.pieces {
+            let (piece, after) = rest.split_at(*len);
+            target.write_all_at(piece, *position)?;
+            rest = after;
+        }
+        Ok(self.bytes.len() as u64)
+    }
+}
+
+/// Writes `pages` of `memory`, zeroes too; gives the bytes.
+pub fn write_pages(memory: &GuestRam, pages: &PageSet, target: &File) -> io::Result<u64> {
+    let mut buffer = [0; CHUNK];
+    let mut written = 0;
+    each_piece(memory, pages, |region, start, len, position| {
+        for from in (0..len).step_by(CHUNK) {
+            let buffer = &mut buffer[..CHUNK.min(len - from)];
+            copy(region, start + from, buffer)?;
+            target.write_all_at(buffer, position + from as u64)?;
+            written += buffer.len() as u64;
+        }
+        Ok(())
+    })?;
+    Ok(written)
+}
+
+/// Reads `runs` of pages from `source` to where they belong in `memory`.
+pub fn read_runs(memory: &GuestRam, runs: &[PageRun], source: &File) -> io::Result<()> {
+    let mut pages = PageSet::new(memory.iter().map(|region| region.len() as usize / PAGE).sum());
+    // Ascending, so that the work is bounded by the size of the memory.
+    let mut end = 0;
+    for range in runs.iter().map(|run| run.range()) {
+        if range.start < end || pages.insert(range.clone()).is_none() {
+            let what = format!("it claims the impossible pages {range:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        end = range.end;
+    }
+    each_piece(memory, &pages, |region, start, len, position| {
+        let all = region.as_volatile_slice().map_err(io::Error::other)?;
+        let mut target = all.get_slice(start, len).map_err(io::Error::other)?;
+        let mut source = source;
+        source.seek(SeekFrom::Start(position))?;
+        source.read_exact_volatile(&mut target).map_err(io::Error::other)
+    })
+}
+
+/// Calls `act` with the region, the offset in it, the length and the position in the file of each piece of
+/// `pages` that lies in one region.
+fn each_piece(
+    memory: &GuestRam,
+    pages: &PageSet,
+    mut act: impl FnMut(&Region, usize, usize, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut before = 0;
+    let mut regions = memory.iter();
+    let mut current = regions.next();
+    for run in pages.runs() {
+        let (mut start, end) = (run.start * PAGE, run.end * PAGE);
+        while let Some(region) = current.filter(|_| start < end) {
+            let region_end = before + region.len() as usize;
+            if start >= region_end {
+                (before, current) = (region_end, regions.next());
+                continue;
+            }
+            let len = end.min(region_end) - start;
+            act(region, start - before, len, start as u64)?;
+            start += len;
+        }
+    }
+    Ok(())
 }
 
 /// Runs of pages in `bytes` that hold something.
@@ -76,9 +177,7 @@ fn nonzero_runs(bytes: &[u8]) -> Vec<Range<usize>> {
 /// Ranges of the region, in order and apart, outside of which every byte is zero.
 ///
 /// Most of a guest's memory was never touched: to look at it would cost page tables, or even page cache.
-fn candidates(
-    region: &GuestRegionMmap<Option<vm_memory::bitmap::AtomicBitmap>>,
-) -> io::Result<Vec<Range<usize>>> {
+fn candidates(region: &Region) -> io::Result<Vec<Range<usize>>> {
     let base = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)? as usize;
     let len = region.len() as usize;
     let own_file = region.file_offset().map(|place| (place.file(), place.start()));

@@ -3,13 +3,16 @@
 //! ```text
 //! save:    memory ─► DIR.partial/memory    state ─► DIR.partial/state    rename ─► DIR
 //! restore: DIR/state checked against the machine, DIR/memory mapped privately
+//!          differential: the full base's memory mapped, then the pages of each difference read over it
 //! ```
 //!
 //! Disks are not part of it: whoever takes the snapshot copies them while the VM is paused.
 
 mod envelope;
 mod fingerprint;
+mod identity;
 mod memory_file;
+mod pages;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -23,6 +26,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::envelope::{Envelope, EnvelopeError, FORMAT_VERSION, Section};
 pub use self::fingerprint::{Fingerprint, Mismatch, cpuid};
+pub use self::identity::{Base, Identity, PageRun, SnapshotId};
+pub use self::memory_file::Copied;
+pub use self::pages::{PAGE, PageSet};
 use crate::memory::{self, MemoryError};
 use crate::vm::VmState;
 
@@ -49,6 +55,12 @@ pub enum WriteError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The host gave no random number.
+    #[error("cannot draw a number for the snapshot")]
+    Random(#[from] getrandom::Error),
+    /// The pages of a difference are too scattered to be listed.
+    #[error("too many separate pages were written since the base: take a full snapshot")]
+    Scattered,
     /// The state could not be encoded: a bug of ours.
     #[error("cannot encode the state")]
     Encode(#[from] postcard::Error),
@@ -102,12 +114,45 @@ pub enum ReadError {
     /// The memory file cannot be mapped.
     #[error(transparent)]
     Map(#[from] MemoryError),
+    /// A base is not given, or another one is.
+    #[error("{} is a difference from snapshot {wanted}, {}", path.display(), given(found))]
+    Base {
+        /// The difference.
+        path: PathBuf,
+        /// What it is a difference from.
+        wanted: SnapshotId,
+        /// What was given in its place.
+        found: Option<(PathBuf, SnapshotId)>,
+    },
+    /// There are more bases than differences.
+    #[error("{} is a full snapshot: {} cannot be its base", path.display(), base.display())]
+    TooManyBases {
+        /// The full one.
+        path: PathBuf,
+        /// The first one too many.
+        base: PathBuf,
+    },
+    /// A difference and its base are of different machines.
+    #[error("{} cannot be the base", path.display())]
+    BaseMachine {
+        /// The base.
+        path: PathBuf,
+        /// Why.
+        source: Mismatch,
+    },
+}
+
+fn given(found: &Option<(PathBuf, SnapshotId)>) -> String {
+    match found {
+        Some((path, id)) => format!("{} is snapshot {id}", path.display()),
+        None => "which must be given too".to_owned(),
+    }
 }
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of memory that are not holes.
+    /// Bytes of memory, those counted twice that changed while they were written.
     pub memory_bytes: u64,
 }
 
@@ -119,55 +164,86 @@ pub struct Snapshot {
     pub state: VmState,
     /// When it was paused.
     pub times: Times,
+    /// Its place in a chain.
+    pub identity: Identity,
     directory: PathBuf,
 }
 
-/// Writes a snapshot to the new directory `directory`, all or nothing.
-pub fn write(
-    directory: &Path,
-    memory: &GuestRam,
-    fingerprint: &Fingerprint,
-    state: &VmState,
-    times: Times,
-) -> Result<Written, WriteError> {
-    let partial = partial_name(directory);
-    let result = write_files(&partial, memory, fingerprint, state, times)
-        .and_then(|written| publish(&partial, directory).map(|()| written));
-    if result.is_err() {
-        // The error being returned matters more.
-        let _ = std::fs::remove_dir_all(&partial);
-    }
-    result
+/// A snapshot being written, under a name of its own. Dropped before [`Writer::publish`] it leaves nothing.
+#[derive(Debug)]
+pub struct Writer {
+    directory: PathBuf,
+    partial: PathBuf,
+    memory: File,
 }
 
-fn write_files(
-    partial: &Path,
-    memory: &GuestRam,
-    fingerprint: &Fingerprint,
-    state: &VmState,
-    times: Times,
-) -> Result<Written, WriteError> {
-    if partial.exists() {
-        // Somebody died over it.
-        std::fs::remove_dir_all(partial).map_err(failed("remove", partial))?;
-    }
-    DirBuilder::new().mode(0o700).create(partial).map_err(failed("make", partial))?;
-    let path = partial.join("memory");
-    let file = File::create_new(&path).map_err(failed("make", &path))?;
-    let memory_bytes = memory_file::write(memory, &file).map_err(failed("write", &path))?;
-    let path = partial.join("state");
-    let bytes = envelope::write(&[
-        (Section::Fingerprint, postcard::to_allocvec(fingerprint)?),
-        (Section::Vm, postcard::to_allocvec(state)?),
-        (Section::Times, postcard::to_allocvec(&times)?),
-    ]);
-    let mut file = File::create_new(&path).map_err(failed("make", &path))?;
-    file.write_all(&bytes).map_err(failed("write", &path))?;
-    Ok(Written { memory_bytes })
+/// All of a snapshot but its memory.
+pub struct Description<'a> {
+    /// The machine.
+    pub fingerprint: &'a Fingerprint,
+    /// Its state.
+    pub state: &'a VmState,
+    /// When it was paused.
+    pub times: Times,
+    /// Its place in a chain.
+    pub identity: &'a Identity,
 }
 
-fn publish(partial: &Path, directory: &Path) -> Result<(), WriteError> {
-    std::fs::rename(partial, directory).map_err(failed("make", directory))
+impl Writer {
+    /// Begins the snapshot `directory`, which must not be there.
+    pub fn create(directory: &Path) -> Result<Self, WriteError> {
+        let partial = partial_name(directory);
+        if partial.exists() {
+            // Somebody died over it.
+            std::fs::remove_dir_all(&partial).map_err(failed("remove", &partial))?;
+        }
+        DirBuilder::new().mode(0o700).create(&partial).map_err(failed("make", &partial))?;
+        let path = partial.join("memory");
+        let memory = File::create_new(&path).map_err(failed("make", &path))?;
+        Ok(Writer { directory: directory.to_owned(), partial, memory })
+    }
+
+    /// Writes what `memory` holds and is not zero; gives the bytes.
+    pub fn write_all(&self, memory: &GuestRam) -> Result<u64, WriteError> {
+        memory_file::write(memory, &self.memory).map_err(self.write_failed())
+    }
+
+    /// Writes some pages of `memory` over what is there; gives the bytes.
+    pub fn write_pages(&self, memory: &GuestRam, pages: &PageSet) -> Result<u64, WriteError> {
+        memory_file::write_pages(memory, pages, &self.memory).map_err(self.write_failed())
+    }
+
+    /// Writes pages that were copied before; gives the bytes.
+    pub fn write_copied(&self, copied: &Copied) -> Result<u64, WriteError> {
+        copied.write(&self.memory).map_err(self.write_failed())
+    }
+
+    /// Writes the rest and gives the snapshot its name.
+    pub fn publish(&self, description: &Description<'_>) -> Result<(), WriteError> {
+        let len = u64::from(description.fingerprint.mem_size_mib) << 20;
+        self.memory.set_len(len).map_err(self.write_failed())?;
+        let path = self.partial.join("state");
+        let bytes = envelope::write(&[
+            (Section::Fingerprint, postcard::to_allocvec(description.fingerprint)?),
+            (Section::Vm, postcard::to_allocvec(description.state)?),
+            (Section::Times, postcard::to_allocvec(&description.times)?),
+            (Section::Identity, postcard::to_allocvec(description.identity)?),
+        ]);
+        let mut file = File::create_new(&path).map_err(failed("make", &path))?;
+        file.write_all(&bytes).map_err(failed("write", &path))?;
+        std::fs::rename(&self.partial, &self.directory).map_err(failed("make", &self.directory))
+    }
+
+    fn write_failed(&self) -> impl FnOnce(io::Error) -> WriteError + use<> {
+        failed("write", &self.partial.join("memory"))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Not there any more once it has its name.
+        let _ = std::fs::remove_dir_all(&self.partial);
+    }
 }
 
 /// `directory` with `.partial` after its name.
@@ -177,7 +253,7 @@ fn partial_name(directory: &Path) -> PathBuf {
     name.into()
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError + use<> {
     let path = path.to_owned();
     move |source| WriteError::File { action, path, source }
 }
@@ -199,12 +275,44 @@ impl Snapshot {
             fingerprint: decode(&path, section(Section::Fingerprint)?)?,
             state: decode(&path, section(Section::Vm)?)?,
             times: decode(&path, section(Section::Times)?)?,
+            identity: decode(&path, section(Section::Identity)?)?,
             directory: directory.to_owned(),
         })
     }
 
-    /// Its memory, mapped privately: pages that the VM does not write are shared with all its clones.
-    pub fn map_memory(&self) -> Result<GuestRam, ReadError> {
+    /// Its memory, mapped privately: pages that the VM does not write are shared with all its clones. A
+    /// difference has `bases`, each the base of the one before it; what is in a difference is not shared.
+    pub fn map_memory(&self, bases: &[PathBuf]) -> Result<GuestRam, ReadError> {
+        let Some(base) = &self.identity.base else {
+            return match bases {
+                [] => self.map_own_memory(),
+                [base, ..] => {
+                    Err(ReadError::TooManyBases { path: self.directory.clone(), base: base.clone() })
+                }
+            };
+        };
+        let wrong = |found| ReadError::Base { path: self.directory.clone(), wanted: base.id, found };
+        let (directory, rest) = bases.split_first().ok_or_else(|| wrong(None))?;
+        let below = Snapshot::read(directory)?;
+        if below.identity.id != base.id {
+            return Err(wrong(Some((directory.clone(), below.identity.id))));
+        }
+        let Fingerprint { vcpus, mem_size_mib, .. } = self.fingerprint;
+        let machine = below.fingerprint.check_size(vcpus, mem_size_mib);
+        machine.map_err(|source| ReadError::BaseMachine { path: directory.clone(), source })?;
+        let memory = below.map_memory(rest)?;
+        let (path, file) = self.open_memory()?;
+        memory_file::read_runs(&memory, &base.pages, &file)
+            .map_err(|source| ReadError::File { path, source })?;
+        Ok(memory)
+    }
+
+    fn map_own_memory(&self) -> Result<GuestRam, ReadError> {
+        let (_, file) = self.open_memory()?;
+        Ok(memory::map_private(self.fingerprint.mem_size_mib, &file)?)
+    }
+
+    fn open_memory(&self) -> Result<(PathBuf, File), ReadError> {
         let path = self.directory.join("memory");
         let open = || -> io::Result<(File, u64)> {
             let file = File::open(&path)?;
@@ -216,7 +324,7 @@ impl Snapshot {
         if found != wanted {
             return Err(ReadError::MemorySize { path, found, wanted });
         }
-        Ok(memory::map_private(self.fingerprint.mem_size_mib, &file)?)
+        Ok((path, file))
     }
 }
 

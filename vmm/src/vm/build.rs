@@ -108,7 +108,8 @@ pub fn parts(
     let kvm = kvm::open()?;
     let emulated_ring0 = detect::emulated_ring0(&kvm)?;
     let vm = Arc::new(kvm.create_vm().map_err(BuildError::CreateVm)?);
-    memory::register(&vm, &memory)?;
+    let logging = config.restore.as_ref().is_some_and(|restore| restore.track);
+    memory::register(&vm, &memory, logging)?;
     let windows = pmem::open(config)?;
     pmem::register(&vm, &windows, memory.num_regions())?;
     let addressable = pmem::with_ram(&memory, &windows)?;

@@ -13,10 +13,12 @@ mod build;
 mod generation;
 mod machine;
 mod requests;
+mod saving;
 mod snapshot;
 mod spare;
 mod state;
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::GuestRam;
@@ -27,15 +29,18 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::BuildError;
 pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
+pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
 use crate::config::{VmConfig, VmExit};
+use crate::dirty::DirtyLog;
 use crate::memory;
 use crate::report::{self, Report, Reporter, Reports};
 use crate::stop::StopSignals;
 use crate::vcpu::{Vcpu, VcpuHandle, VcpuThreadError};
 use crate::vm::generation::Stood;
 use crate::vm::machine::Machine;
+use crate::vm::saving::{Saving, SharedLog};
 use crate::worker::{Worker, WorkerError};
 
 /// A request that the VM's state does not allow.
@@ -99,9 +104,13 @@ pub struct Vm {
     machine: Machine,
     reporter: Reporter,
     reports: Reports,
-    vm: std::sync::Arc<kvm_ioctls::VmFd>,
+    vm: Arc<kvm_ioctls::VmFd>,
     memory: GuestRam,
     emulated_ring0: bool,
+    /// Which pages are dirty; off unless somebody wants differential snapshots.
+    log: SharedLog,
+    /// A snapshot that is being written.
+    saving: Option<Saving>,
     /// Of a restored VM that has not run yet.
     stood: Option<Stood>,
     ended: Option<VmExit>,
@@ -117,9 +126,15 @@ impl Vm {
     /// Builds the VM of `config` around `memory`, which holds what it held when `state` was saved.
     pub fn restore(config: &VmConfig, state: &VmState, memory: GuestRam) -> Result<Self, RestoreVmError> {
         let mut vm = Self::assemble(config, memory, state.console(), |_| Ok(()))?;
-        vm.load_state(state)?;
-        vm.stood = Some(state.stood());
+        vm.resume_from(state)?;
         Ok(vm)
+    }
+
+    /// Loads `state`; the guest is told of it when it starts.
+    fn resume_from(&mut self, state: &VmState) -> Result<(), RestoreVmError> {
+        self.load_state(state)?;
+        self.stood = Some(state.stood());
+        Ok(())
     }
 
     fn assemble(
@@ -132,6 +147,7 @@ impl Vm {
         let parts = build::parts(config, memory, &reporter, console)?;
         load(&parts)?;
         let worker = build::worker(&parts.machine, reports.wake(), config.vcpus)?;
+        let log = DirtyLog::new(parts.vm.clone(), parts.memory.clone(), None);
         Ok(Vm {
             vcpus: Vcpus::Ready(parts.vcpus),
             worker,
@@ -143,6 +159,8 @@ impl Vm {
             vm: parts.vm,
             memory: parts.memory,
             emulated_ring0: parts.emulated_ring0,
+            log: Arc::new(Mutex::new(log)),
+            saving: None,
             stood: None,
             ended: None,
         })
@@ -238,10 +256,9 @@ impl Vm {
             match report {
                 Report::FirstRun { at_ns } => observe(Happening::FirstRun { at_ns }),
                 Report::DriverReady { device } => observe(Happening::DriverReady { device }),
-                Report::Asked(asked) => {
-                    let answer = self.serve(&asked.request);
-                    asked.answer(&answer);
-                }
+                Report::Asked(asked) => self.serve(asked),
+                Report::Copied => self.saver_copied(),
+                Report::Saved(result) => self.saver_done(result),
                 Report::Exit(exit) => self.ended = Some(exit),
             }
         }

@@ -1,13 +1,14 @@
 //! What the control socket can ask of a VM.
 
 use std::path::Path;
-use std::time::Instant;
 
 use devices::virtio::balloon::BalloonControl;
 
+use super::saving::{self, Save, Saving};
 use super::snapshot::SnapshotError;
-use super::{Vcpus, Vm, VmError};
-use crate::control::{Answer, Done, Refusal, RefusalKind, Request, Server, ServerError};
+use super::{SaveError, SaveOrder, Vcpus, Vm, VmError};
+use crate::control::{Answer, Asked, Done, Refusal, RefusalKind, Request, Server, ServerError};
+use crate::snapshot::Snapshot;
 
 impl Vm {
     /// Makes the control socket `path` and serves it while the VM runs.
@@ -16,16 +17,19 @@ impl Vm {
         Ok(())
     }
 
-    /// Does what a client asked for.
-    pub(super) fn serve(&mut self, request: &Request) -> Answer {
-        let done = match request {
+    /// Does what a client asked for and answers, now or when it is done.
+    pub(super) fn serve(&mut self, asked: Asked) {
+        let done = match &asked.request {
             Request::Status => Ok(self.status()),
             Request::Pause => self.pause().map(|()| Done::default()).map_err(Refusal::from),
             Request::Resume => self.resume().map(|()| Done::default()).map_err(Refusal::from),
-            Request::Snapshot { dir } => self.snapshot_for(dir),
+            Request::Snapshot { .. } => match self.save_for(asked) {
+                Some((asked, result)) => return asked.answer(&result.map_or_else(Answer::Error, Answer::Ok)),
+                None => return,
+            },
             Request::Balloon { mib } => self.inflate(*mib),
         };
-        done.map_or_else(Answer::Error, Answer::Ok)
+        asked.answer(&done.map_or_else(Answer::Error, Answer::Ok));
     }
 
     fn status(&self) -> Done {
@@ -45,23 +49,58 @@ impl Vm {
         Ok(Done::default())
     }
 
-    fn snapshot_for(&mut self, dir: &Path) -> Result<Done, Refusal> {
-        if !dir.is_absolute() {
-            let message = format!("dir {} is not absolute", dir.display());
+    /// Saves a paused VM at once; a running one is saved by a thread, whose end answers.
+    fn save_for(&mut self, asked: Asked) -> Option<(Asked, Result<Done, Refusal>)> {
+        let begun = self.begin_save(&asked.request);
+        let (save, stay_paused) = match begun {
+            Ok(Begun::Running { save, stay_paused }) => (save, stay_paused),
+            Ok(Begun::Done(done)) => return Some((asked, Ok(done))),
+            Err(refusal) => return Some((asked, Err(refusal))),
+        };
+        match Saving::start(save, stay_paused, asked, self.reporter.clone()) {
+            Ok(saving) => {
+                self.saving = Some(saving);
+                None
+            }
+            Err((error, asked)) => {
+                let message = format!("cannot start a thread that saves the VM: {error}");
+                Some((asked, Err(Refusal { kind: RefusalKind::Host, message })))
+            }
+        }
+    }
+
+    fn begin_save(&mut self, request: &Request) -> Result<Begun, Refusal> {
+        let Request::Snapshot { dir, base, track, stay_paused } = request else {
+            return Ok(Begun::Done(Done::default()));
+        };
+        if let Some(path) = std::iter::once(dir).chain(base).find(|path| !path.is_absolute()) {
+            let message = format!("{} is not absolute", path.display());
             return Err(Refusal { kind: RefusalKind::Request, message });
         }
-        let running = matches!(self.vcpus, Vcpus::Running(_));
-        let start = Instant::now();
-        if running {
-            self.pause()?;
+        if self.saving.is_some() {
+            return Err(VmError::from(saving::busy()).into());
         }
-        let written = self.snapshot(dir);
-        if running {
-            self.resume()?;
+        let base = base.as_deref().map(Snapshot::read).transpose().map_err(|error| Refusal {
+            kind: RefusalKind::Request,
+            message: crate::text::with_causes(&error),
+        })?;
+        let base = base.map(|base| base.identity.id);
+        let order = SaveOrder { directory: dir.clone(), base, track: *track };
+        if matches!(self.vcpus, Vcpus::Running(_)) {
+            let save = Save::begin(order, self.log.clone())?;
+            return Ok(Begun::Running { save, stay_paused: *stay_paused });
         }
-        let paused_us = running.then(|| start.elapsed().as_micros() as u64);
-        Ok(Done { paused_us, memory_bytes: Some(written?.memory_bytes), ..Done::default() })
+        let written = self.snapshot_as(order)?;
+        Ok(Begun::Done(Done { memory_bytes: Some(written.memory_bytes), ..Done::default() }))
     }
+}
+
+/// What a request for a snapshot came to so far.
+enum Begun {
+    /// The VM was paused: it is saved.
+    Done(Done),
+    /// It runs: there is a thread to be started.
+    Running { save: Save, stay_paused: bool },
 }
 
 impl From<VmError> for Refusal {
@@ -77,7 +116,10 @@ impl From<VmError> for Refusal {
 impl From<SnapshotError> for Refusal {
     fn from(error: SnapshotError) -> Self {
         let kind = match error {
-            SnapshotError::Save(super::SaveError::State(_)) => RefusalKind::State,
+            SnapshotError::Save(SaveError::State(_)) | SnapshotError::Vm(VmError::State(_)) => {
+                RefusalKind::State
+            }
+            SnapshotError::Base { .. } => RefusalKind::Request,
             _ => RefusalKind::Host,
         };
         Refusal { kind, message: crate::text::with_causes(&error) }

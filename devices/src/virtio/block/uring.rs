@@ -189,23 +189,22 @@ fn finish(file: &File, request: &mut InFlight, result: i32) -> io::Result<()> {
         _ => return Ok(()),
     };
     let mut done = u64::try_from(done).unwrap_or(u64::MAX);
-    let mut step = done;
     while done < len {
-        request.data.advance(usize::try_from(step).unwrap_or(usize::MAX));
+        // All of `data` stays as it is: whoever marks its pages dirty needs those that are done too.
+        let mut rest = request.data.after(usize::try_from(done).unwrap_or(usize::MAX));
         let at = offset.saturating_add(done);
         let moved = if writes {
-            request.data.write_at(file.as_fd(), at)
+            rest.write_at(file.as_fd(), at)
         } else if result == 0 {
             // The end of the file: somebody cut the disk off.
             Ok(0)
         } else {
-            request.data.read_at(file.as_fd(), at)
+            rest.read_at(file.as_fd(), at)
         }?;
         if moved == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        step = u64::try_from(moved).unwrap_or(u64::MAX);
-        done = done.saturating_add(step);
+        done = done.saturating_add(u64::try_from(moved).unwrap_or(u64::MAX));
         if writes && request.durable && done >= len {
             file.sync_data()?;
         }
