@@ -58,6 +58,8 @@ pub struct Msi {
 pub trait MsiRouter: Send + Sync {
     /// An interrupt on `gsi` is `route` from now on; without one it goes nowhere.
     fn update(&self, gsi: u32, route: Option<Msi>);
+    /// All GSIs are routed like this from now on, at the price of one change.
+    fn update_all(&self, routes: [Option<Msi>; IOAPIC_PINS]);
     /// The guest has handled a level-triggered interrupt of `gsi`: raise it again if its device still
     /// wants it.
     fn resample(&self, gsi: u32);
@@ -106,9 +108,8 @@ impl Ioapic {
         let mut state = self.lock();
         state.index = saved.index;
         state.id = saved.id & 0xf;
-        for ((gsi, entry), &restored) in (0..).zip(&mut state.entries).zip(&saved.entries) {
-            self.replace(gsi, entry, restored);
-        }
+        state.entries = saved.entries.map(|entry| entry & WRITABLE);
+        self.router.update_all(state.entries.map(route));
     }
 
     fn read_register(&self) -> u32 {
@@ -233,6 +234,7 @@ mod tests {
     #[derive(Debug, PartialEq, Eq)]
     enum Call {
         Update(u32, Option<Msi>),
+        UpdateAll([Option<Msi>; IOAPIC_PINS]),
         Resample(u32),
     }
 
@@ -248,6 +250,10 @@ mod tests {
     impl MsiRouter for Recorder {
         fn update(&self, gsi: u32, route: Option<Msi>) {
             self.0.lock().unwrap().push(Call::Update(gsi, route));
+        }
+
+        fn update_all(&self, routes: [Option<Msi>; IOAPIC_PINS]) {
+            self.0.lock().unwrap().push(Call::UpdateAll(routes));
         }
 
         fn resample(&self, gsi: u32) {
@@ -352,8 +358,9 @@ mod tests {
         let bytes = postcard::to_allocvec(&saved.state()).unwrap();
         let (restored, router) = ioapic();
         restored.restore(&postcard::from_bytes(&bytes).unwrap());
-        let msi = Msi { address: 0xfee0_0000, data: 0x31 };
-        assert_eq!(router.take(), [Call::Update(5, Some(msi))]);
+        let mut routes = [const { None }; IOAPIC_PINS];
+        routes[5] = Some(Msi { address: 0xfee0_0000, data: 0x31 });
+        assert_eq!(router.take(), [Call::UpdateAll(routes)]);
         assert_eq!(restored.state(), saved.state());
     }
 

@@ -58,6 +58,13 @@ impl MsiRouter for Router {
         let _ = set_routes(&self.vm, routes.as_slice());
     }
 
+    fn update_all(&self, new: [Option<Msi>; IOAPIC_PINS as usize]) {
+        let mut routes = self.routes.lock().expect("invariant: nobody panics while holding the lock");
+        *routes = new;
+        // As above.
+        let _ = set_routes(&self.vm, routes.as_slice());
+    }
+
     fn resample(&self, gsi: u32) {
         let slot = gsi.checked_sub(VIRTIO_MMIO_FIRST_GSI).map(|slot| slot as usize);
         if let (Some(slot), Some(transports)) = (slot, self.transports.get())

@@ -1,7 +1,9 @@
 //! The way into KVM: opens `/dev/kvm` and checks that it has what a VM here stands on.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno;
 
@@ -51,6 +53,16 @@ pub enum KvmError {
         /// The capability.
         name: &'static str,
     },
+}
+
+/// The CPUID that KVM can give a guest. Asked once: it takes KVM a third of a millisecond to say.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<&'static [kvm_cpuid_entry2], errno::Error> {
+    static SUPPORTED: OnceLock<Vec<kvm_cpuid_entry2>> = OnceLock::new();
+    if let Some(entries) = SUPPORTED.get() {
+        return Ok(entries);
+    }
+    let entries = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    Ok(SUPPORTED.get_or_init(|| entries.as_slice().to_vec()))
 }
 
 /// Opens `/dev/kvm`, close-on-exec.

@@ -16,7 +16,7 @@ use arch::layout;
 use devices::GuestRam;
 use devices::serial::SerialState;
 use devices::virtio::transport::QUEUE_NOTIFY_OFFSET;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::errno;
@@ -126,8 +126,8 @@ pub fn parts(
 }
 
 fn shaped_cpuid(kvm: &Kvm, config: CpuidConfig) -> Result<Vec<kvm_cpuid_entry2>, BuildError> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(BuildError::Cpuid)?;
-    Ok(cpuid::shape(supported.as_slice(), config))
+    let supported = kvm::supported_cpuid(kvm).map_err(BuildError::Cpuid)?;
+    Ok(cpuid::shape(supported, config))
 }
 
 /// Registers every queue's ioeventfd and every device's irqfd.

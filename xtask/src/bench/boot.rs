@@ -12,7 +12,7 @@ use super::memory::{self, Footprint};
 use super::report::{Report, Row};
 use super::stats::Samples;
 use super::tracefs::KvmTrace;
-use super::{guest_init, qemu};
+use super::{guest_init, monotonic, qemu};
 use crate::{build, deps, kernel, step};
 
 const MEM_SIZE_MIB: u32 = 256;
@@ -217,10 +217,4 @@ fn whole_run(lighter: &Path, kernel: &Path, scratch: &Path) -> anyhow::Result<Wh
         .filter_map(|phase| phase["ms"].as_f64())
         .sum();
     Ok(Whole { first_byte_s, agent_s: milliseconds / 1e3 })
-}
-
-/// CLOCK_MONOTONIC in seconds, the clock of the trace.
-fn monotonic() -> f64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }

@@ -5,6 +5,7 @@
 
 mod block;
 mod boot;
+mod clone;
 mod guest_init;
 mod images;
 mod memory;
@@ -34,6 +35,8 @@ pub struct BenchArgs {
 enum Suite {
     /// Start of a VM: process start to first guest instruction, to PID 1, to the first byte; VMM memory.
     Boot,
+    /// Clones and snapshots: time, memory, and how many at once.
+    Clone(clone::CloneArgs),
     /// A whole `lighter run`: a clone of a template beside a boot.
     Warm,
     /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
@@ -47,8 +50,9 @@ enum Suite {
 /// Runs the suite and prints its table.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs must be at least 1");
-    let report = match args.suite {
+    let report = match &args.suite {
         Suite::Boot => boot::run(args.runs)?,
+        Suite::Clone(clone) => clone::run(clone, args.runs)?,
         Suite::Warm => warm::run(args.runs)?,
         Suite::Images => images::run(args.runs)?,
         Suite::Block => block::run(args.runs)?,
@@ -59,4 +63,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         std::fs::write(path, serde_json::to_vec_pretty(&report.json())?)?;
     }
     Ok(())
+}
+
+/// CLOCK_MONOTONIC in seconds, the clock of the trace.
+fn monotonic() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }

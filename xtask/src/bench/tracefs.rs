@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use crate::step;
 
 const TRACEFS: &str = "/sys/kernel/tracing";
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A trace instance of our own, removed on drop, with the event on and times in CLOCK_MONOTONIC.
 pub struct KvmTrace {
@@ -47,12 +48,27 @@ impl KvmTrace {
     pub fn first_entry(&self, pid: u32) -> anyhow::Result<f64> {
         self.write("tracing_on", "0")?;
         self.write("events/kvm/kvm_fpu/enable", "0")?;
-        let trace = std::fs::read_to_string(self.instance.join("trace"))?;
-        let found = trace.lines().find_map(|line| entry_time(line, pid));
-        match found {
+        match self.find(pid)? {
             Some(time) => Ok(time),
             None => bail!("the trace has no KVM_RUN of process {pid}"),
         }
+    }
+
+    /// Waits for the first entry of process `pid`, which lives; asks `gone` now and then whether it still does.
+    pub fn wait_for(&self, pid: u32, mut gone: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+        loop {
+            if let Some(time) = self.find(pid)? {
+                return Ok(time);
+            }
+            gone()?;
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The first entry of process `pid` so far.
+    fn find(&self, pid: u32) -> anyhow::Result<Option<f64>> {
+        let trace = std::fs::read_to_string(self.instance.join("trace"))?;
+        Ok(trace.lines().find_map(|line| entry_time(line, pid)))
     }
 
     fn write(&self, file: &str, text: &str) -> anyhow::Result<()> {
