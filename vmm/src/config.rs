@@ -62,12 +62,15 @@ pub struct RestoreConfig {
     /// Note which pages are written from the start on: `snapshot` can be the base of the next snapshot then.
     #[serde(default)]
     pub track: bool,
+    /// Tell the guest a wall clock so many milliseconds ahead of the host's.
+    #[serde(default)]
+    pub step_ms: i64,
 }
 
 impl RestoreConfig {
     /// From a full snapshot, without logging what is written.
     pub fn full(snapshot: PathBuf) -> Self {
-        RestoreConfig { snapshot, bases: Vec::new(), track: false }
+        RestoreConfig { snapshot, bases: Vec::new(), track: false, step_ms: 0 }
     }
 }
 

@@ -5,13 +5,14 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::linux::{self, Bench};
 use support::memory_file;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm::config::VmConfig;
+use vmm::config::{RestoreConfig, VmConfig};
 use vmm::vm::{Vm, VmState};
 
 const MEM_SIZE_MIB: u32 = 96;
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
     let tests: Vec<(&str, fn())> = vec![
         ("a_restored_guest_gets_a_new_identity_and_the_time", one_vcpu),
         ("every_vcpu_of_a_restored_guest_is_told", two_vcpus),
+        ("a_paused_guest_goes_on_as_if_it_had_not_been_away", paused),
+        ("no_two_of_a_hundred_clones_draw_the_same_numbers", hundred_clones),
     ];
     support::main_lacking(tests, linux::kernel().is_none().then(|| "no guest kernel".to_owned()))
 }
@@ -55,13 +58,14 @@ struct Seen {
     burst: u64,
     random: [u64; 4],
     turns: u64,
+    own: u64,
 }
 
 /// What the guest shows at `page`.
 fn seen(vm: &Vm, page: u64) -> Seen {
-    let words: [u64; 17] = support::words(vm, page);
+    let words: [u64; 18] = support::words(vm, page);
     let [_, monotonic, realtime, boottime, generation, awaited, backwards, rest @ ..] = words;
-    let [early, before, after, expired, burst, r0, r1, r2, r3, turns] = rest;
+    let [early, before, after, expired, burst, r0, r1, r2, r3, turns, own] = rest;
     let random = [r0, r1, r2, r3];
     Seen {
         monotonic,
@@ -77,6 +81,7 @@ fn seen(vm: &Vm, page: u64) -> Seen {
         burst,
         random,
         turns,
+        own,
     }
 }
 
@@ -100,32 +105,42 @@ fn realtime_ns() -> u64 {
 
 /// How far the guest's wall clock is from the host's, read while the guest updates it.
 fn wall_clock_error(vm: &Vm, page: u64) -> Duration {
+    wall_clock_error_to(vm, page, realtime_ns)
+}
+
+/// How far it is from the clock `host`.
+fn wall_clock_error_to(vm: &Vm, page: u64, host: impl Fn() -> u64) -> Duration {
     let error = || {
-        let (turns, before) = (seen(vm, page).turns, realtime_ns());
+        let (turns, before) = (seen(vm, page).turns, host());
         let patience = Instant::now() + WATCHED;
         while seen(vm, page).turns < turns + 2 && Instant::now() < patience {
             std::thread::yield_now();
         }
-        let (guest, after) = (seen(vm, page).realtime, realtime_ns());
+        let (guest, after) = (seen(vm, page).realtime, host());
         before.saturating_sub(guest).max(guest.saturating_sub(after))
     };
     // The guest may lose its processor while it is looked at: the best of some readings counts.
     Duration::from_nanos((0..5).map(|_| error()).min().unwrap())
 }
 
+/// A guest that is up, when it was started, and its page.
+fn booted(bench: &Bench, config: &VmConfig) -> (Vm, Instant, u64) {
+    let mut vm = Vm::build(config).unwrap();
+    vm.start().unwrap();
+    let started = Instant::now();
+    loop {
+        run(&mut vm, Duration::from_millis(200));
+        if let Some(page) = find_page(&vm) {
+            return (vm, started, page);
+        }
+        assert!(started.elapsed() < BOOT, "the guest does not come up:\n{}", bench.console());
+    }
+}
+
 fn save_and_restore(vcpus: u8) {
     let bench = Bench::new("clocks");
     let config = VmConfig { vcpus, ..bench.config(MEM_SIZE_MIB) };
-    let mut vm = Vm::build(&config).unwrap();
-    vm.start().unwrap();
-    let started = Instant::now();
-    let page = loop {
-        run(&mut vm, Duration::from_millis(200));
-        if let Some(page) = find_page(&vm) {
-            break page;
-        }
-        assert!(started.elapsed() < BOOT, "the guest does not come up:\n{}", bench.console());
-    };
+    let (mut vm, started, page) = booted(&bench, &config);
     run(&mut vm, WATCHED);
     assert!(wall_clock_error(&vm, page) < Duration::from_millis(50), "the first boot has the time");
     let uptime = Duration::from_nanos(seen(&vm, page).monotonic);
@@ -139,15 +154,18 @@ fn save_and_restore(vcpus: u8) {
     assert_eq!((saved.generation, saved.backwards, saved.early, saved.burst), (0, 0, 0, 1), "{saved:?}");
     std::thread::sleep(PAUSE);
 
-    let restored = |state: &serde_json::Value| {
+    let restored_at = |state: &serde_json::Value, step_ms: i64| {
         let state: VmState = serde_json::from_value(state.clone()).unwrap();
         let memory = vmm::memory::map_private(MEM_SIZE_MIB, &memory).unwrap();
+        let restore = RestoreConfig { step_ms, ..RestoreConfig::full(PathBuf::new()) };
+        let config = VmConfig { restore: Some(restore), ..config.clone() };
         let mut vm = Vm::restore(&config, &state, memory).unwrap();
         // A restored VM may wait for its start.
         std::thread::sleep(Duration::from_millis(300));
         vm.start().unwrap();
         run(&mut vm, WATCHED);
-        let error = wall_clock_error(&vm, page);
+        let stepped = || realtime_ns().checked_add_signed(step_ms * 1_000_000).unwrap();
+        let error = wall_clock_error_to(&vm, page, stepped);
         assert!(error < Duration::from_millis(50), "the wall clock is {error:?} off");
         let seen = seen(&vm, page);
         check(&saved, &seen);
@@ -155,6 +173,7 @@ fn save_and_restore(vcpus: u8) {
         vm.pause().unwrap();
         (seen, serde_json::to_value(vm.save_state().unwrap()).unwrap(), memory_file(&vm))
     };
+    let restored = |state: &serde_json::Value| restored_at(state, 0);
     let (first, ..) = restored(&state);
     let (second, ..) = restored(&state);
     let randoms = [saved.random, first.random, second.random].concat();
@@ -168,10 +187,68 @@ fn save_and_restore(vcpus: u8) {
     assert!(pause(&first) >= PAUSE.as_nanos() as i64, "the pause counts in CLOCK_BOOTTIME: {first:?}");
 
     // The host's clock went back an hour meanwhile: no pause to be seen, and still the host's time.
-    let mut later = state.clone();
-    later["saved_at_ns"] = (state["saved_at_ns"].as_u64().unwrap() + 3600 * SECOND).into();
-    let (stepped, ..) = restored(&later);
-    assert!(pause(&stepped) < SECOND as i64, "{stepped:?}");
+    let hour_ms = 3_600_000;
+    let (back, ..) = restored_at(&state, -hour_ms);
+    assert!(pause(&back) < SECOND as i64, "{back:?}");
+    // It went ahead by a day, or the guest was away for a day: the host cannot tell either.
+    let (ahead, ..) = restored_at(&state, 24 * hour_ms);
+    assert!(pause(&ahead) >= 24 * 3600 * SECOND as i64, "{ahead:?}");
+}
+
+/// A pause in place is no different from one on the disk, but for the generation of a short one.
+fn paused() {
+    let bench = Bench::new("clocks");
+    let (mut vm, _, page) = booted(&bench, &bench.config(MEM_SIZE_MIB));
+    run(&mut vm, WATCHED);
+    let mut generation = 0;
+    for pause in [Duration::from_millis(20), PAUSE, Duration::from_millis(1500)] {
+        vm.pause().unwrap();
+        let before = seen(&vm, page);
+        std::thread::sleep(pause);
+        vm.resume().unwrap();
+        run(&mut vm, WATCHED);
+        let error = wall_clock_error(&vm, page);
+        assert!(error < Duration::from_millis(50), "the wall clock is {error:?} off after {pause:?}");
+        let after = seen(&vm, page);
+        assert_eq!((after.backwards, after.early, after.burst), (0, 0, 1), "{pause:?}: {after:?}");
+        let ran = after.monotonic - before.monotonic;
+        assert!(ran < 2 * WATCHED.as_nanos() as u64, "{pause:?}: {before:?} {after:?}");
+        let expired = (after.expired - before.expired) as i64;
+        assert!((expired - (ran / SECOND) as i64).abs() <= 1, "{pause:?}: {before:?} {after:?}");
+        generation += u64::from(pause > Duration::from_secs(1));
+        assert_eq!(after.generation, generation, "{pause:?}");
+    }
+}
+
+fn hundred_clones() {
+    const CLONES: usize = 100;
+    let bench = Bench::new("clocks");
+    let config = bench.config(MEM_SIZE_MIB);
+    let (mut vm, _, page) = booted(&bench, &config);
+    vm.pause().unwrap();
+    let snapshot = bench.path("snapshot");
+    vm.snapshot(&snapshot).unwrap();
+    let saved = seen(&vm, page);
+    drop(vm);
+    let mut numbers = vec![saved.own];
+    numbers.extend(saved.random);
+    for clone in 0..CLONES {
+        let mut vm = Vm::from_snapshot(&config, &snapshot).unwrap();
+        vm.start().unwrap();
+        let begin = Instant::now();
+        let told = |seen: Seen| seen.generation == 1 && seen.turns > saved.turns + 3;
+        while !told(seen(&vm, page)) {
+            assert!(begin.elapsed() < BOOT, "clone {clone} does not go on: {:?}", seen(&vm, page));
+            run(&mut vm, Duration::from_millis(10));
+        }
+        let seen = seen(&vm, page);
+        numbers.push(seen.own);
+        numbers.extend(seen.random);
+    }
+    assert_eq!(numbers.len(), 5 * (CLONES + 1));
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 5 * (CLONES + 1), "two drew the same");
 }
 
 /// What holds in every restored guest.

@@ -213,7 +213,7 @@ fn save_as(bench: &mut Bench, name: &str, base: Option<&Path>) -> (PathBuf, Done
 /// The VM of `snapshot` on its `bases`.
 fn on_bases(bench: &Bench, snapshot: &Path, bases: &[&PathBuf], track: bool) -> VmConfig {
     let bases = bases.iter().map(|&base| base.clone()).collect();
-    let restore = Some(RestoreConfig { snapshot: snapshot.to_owned(), bases, track });
+    let restore = Some(RestoreConfig { bases, track, ..RestoreConfig::full(snapshot.to_owned()) });
     VmConfig { restore, ..bench.config(1) }
 }
 

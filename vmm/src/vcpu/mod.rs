@@ -155,6 +155,11 @@ impl Vcpu {
         state::tsc(&self.fd)
     }
 
+    /// The rate of that counter in kHz.
+    pub fn tsc_khz(&self) -> Result<u32, StateError> {
+        self.fd.get_tsc_khz().map_err(|source| StateError { operation: "KVM_GET_TSC_KHZ", source })
+    }
+
     /// Everything that must survive a snapshot. The vCPU has not run yet, or was kicked.
     pub fn save(&self) -> Result<VcpuState, StateError> {
         state::save(&self.fd)

@@ -3,7 +3,7 @@
 //! ```text
 //!            start            Pause                Stop, or handle dropped
 //!  (nothing) ─────► running ◄───────► paused ─────────────────────────────► gone
-//!                      │       Resume    ▲ Save
+//!                      │       Resume    ▲ Save, Tsc
 //!                      └─ guest ended ───┘
 //! ```
 //!
@@ -30,6 +30,8 @@ enum Command {
     Resume,
     /// Answer with the vCPU's state; only while paused.
     Save(Sender<Result<VcpuState, StateError>>),
+    /// Answer with the vCPU's TSC and its rate in kHz; only while paused.
+    Tsc(Sender<Result<(u64, u32), StateError>>),
     /// End the thread.
     Stop,
 }
@@ -104,6 +106,16 @@ impl VcpuHandle {
             .map_err(|source| VcpuThreadError::Save { id: self.id, source })
     }
 
+    /// TSC of a paused vCPU, and its rate in kHz.
+    pub fn tsc(&self) -> Result<(u64, u32), VcpuThreadError> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Tsc(answer))?;
+        receiver
+            .recv()
+            .map_err(|_| VcpuThreadError::Gone { id: self.id })?
+            .map_err(|source| VcpuThreadError::Save { id: self.id, source })
+    }
+
     fn send(&self, command: Command) -> Result<(), VcpuThreadError> {
         self.commands.send(command).map_err(|_| VcpuThreadError::Gone { id: self.id })
     }
@@ -155,6 +167,9 @@ fn run(mut vcpu: Vcpu, commands: &Receiver<Command>, reporter: &Reporter) {
             }
             Some(Command::Save(answer)) => {
                 let _ = answer.send(vcpu.save());
+            }
+            Some(Command::Tsc(answer)) => {
+                let _ = answer.send(vcpu.tsc().and_then(|tsc| Ok((tsc, vcpu.tsc_khz()?))));
             }
             Some(Command::Stop) => return,
             None if running => {

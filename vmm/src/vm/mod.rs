@@ -43,6 +43,9 @@ use crate::vm::machine::Machine;
 use crate::vm::saving::{Saving, SharedLog};
 use crate::worker::{Worker, WorkerError};
 
+/// A guest need not know of a pause that is no longer.
+pub const SHORT_PAUSE: Duration = Duration::from_millis(100);
+
 /// A request that the VM's state does not allow.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {request} a VM that is {state}")]
@@ -111,6 +114,8 @@ pub struct Vm {
     log: SharedLog,
     /// A snapshot that is being written.
     saving: Option<Saving>,
+    /// When the vCPUs of a paused VM left the guest.
+    paused_at: Option<Instant>,
     /// Of a restored VM that has not run yet.
     stood: Option<Stood>,
     ended: Option<VmExit>,
@@ -161,6 +166,7 @@ impl Vm {
             emulated_ring0: parts.emulated_ring0,
             log: Arc::new(Mutex::new(log)),
             saving: None,
+            paused_at: None,
             stood: None,
             ended: None,
         })
@@ -172,7 +178,11 @@ impl Vm {
             return Err(self.vcpus.refuse("start").into());
         };
         if let Some(stood) = self.stood.take() {
-            generation::renew(&self.vm, &self.memory, &self.machine.generation, vcpus, &stood)?;
+            let count = vcpus.len() as u32;
+            let step_ms = self.config.restore.as_ref().map_or(0, |restore| restore.step_ms);
+            let tsc = || vcpus.first().map_or(Ok(0), Vcpu::tsc).map_err(RenewError::Tsc);
+            let generation = &self.machine.generation;
+            generation::renew(&self.vm, &self.memory, generation, count, &stood, step_ms, tsc)?;
         }
         let vcpus = std::mem::take(vcpus);
         let handles = vcpus
@@ -196,6 +206,7 @@ impl Vm {
             let _ = left.recv();
         }
         self.vcpus = Vcpus::Paused(std::mem::take(handles));
+        self.paused_at = Some(Instant::now());
         self.worker.rest_devices();
         for slot in &self.machine.slots {
             slot.transport.quiesce();
@@ -203,11 +214,20 @@ impl Vm {
         Ok(())
     }
 
-    /// Lets a paused VM go on.
+    /// Lets a paused VM go on. After more than [`SHORT_PAUSE`] its guest is told as after a restore, so that its
+    /// timers do not fire all at once.
     pub fn resume(&mut self) -> Result<(), VmError> {
         let Vcpus::Paused(handles) = &mut self.vcpus else {
             return Err(self.vcpus.refuse("resume").into());
         };
+        let paused = self.paused_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+        if let Some(first) = handles.first().filter(|_| paused > SHORT_PAUSE) {
+            let (tsc, khz) = first.tsc()?;
+            let stood = Stood::at_pause(&self.vm, tsc, khz, paused)?;
+            let (count, generation) = (handles.len() as u32, &self.machine.generation);
+            let tsc = || Ok(first.tsc()?.0);
+            generation::renew(&self.vm, &self.memory, generation, count, &stood, 0, tsc)?;
+        }
         self.worker.wake_devices();
         for handle in handles.iter() {
             handle.resume()?;

@@ -78,6 +78,8 @@ struct Page {
     random: [AtomicU64; 4],
     /// How often the clocks were read.
     turns: AtomicU64,
+    /// What a generator within the program gave last.
+    own: AtomicU64,
 }
 
 static PAGE: Page = Page {
@@ -95,6 +97,7 @@ static PAGE: Page = Page {
     burst: AtomicU64::new(0),
     random: [const { AtomicU64::new(0) }; 4],
     turns: AtomicU64::new(0),
+    own: AtomicU64::new(0),
 };
 
 fn now(clock: c_int) -> u64 {
@@ -115,6 +118,41 @@ fn draw() {
     }
 }
 
+/// A generator as a library has one: seeded once and after each change of the generation.
+struct Generator {
+    counter: *const u32,
+    generation: u32,
+    state: u64,
+}
+
+impl Generator {
+    fn new(counter: *const u32) -> Self {
+        let mut generator = Generator { counter, generation: 0, state: 0 };
+        generator.seed();
+        generator
+    }
+
+    fn seed(&mut self) {
+        self.generation = unsafe { self.counter.read_volatile() };
+        unsafe { getrandom((&raw mut self.state).cast(), 8, 0) };
+    }
+
+    /// Nobody gets a number that was drawn from the state of another generation.
+    fn draw(&mut self) -> u64 {
+        loop {
+            // splitmix64.
+            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = self.state;
+            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            if unsafe { self.counter.read_volatile() } == self.generation {
+                return word ^ (word >> 31);
+            }
+            self.seed();
+        }
+    }
+}
+
 fn counter() -> *const u32 {
     let device = File::open("/dev/sysgenid").unwrap();
     let page = unsafe { mmap(ptr::null_mut(), 4096, 1, 1, device.as_raw_fd(), 0) };
@@ -127,6 +165,7 @@ fn watch(cpu: usize) {
     let mask: c_ulong = 1 << cpu;
     unsafe { sched_setaffinity(0, 8, &mask) };
     let counter = counter();
+    let mut generator = Generator::new(counter);
     let generation = || u64::from(unsafe { counter.read_volatile() });
     let mut reported = generation();
     // A generation is read before the clocks and after them: a jump between two turns is early when the one
@@ -153,6 +192,7 @@ fn watch(cpu: usize) {
             PAGE.boottime.store(boot, Relaxed);
             PAGE.monotonic.store(mono, Relaxed);
             PAGE.realtime.store(now(REALTIME), Relaxed);
+            PAGE.own.store(generator.draw(), Relaxed);
             PAGE.turns.fetch_add(1, Relaxed);
         }
         (known, monotonic, realtime) = (first, mono, real);
