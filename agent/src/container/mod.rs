@@ -3,6 +3,7 @@
 mod dev;
 mod files;
 mod mounts;
+mod quiet;
 mod random;
 mod root;
 
@@ -55,6 +56,7 @@ impl Container {
         let (files, overlays) = files::make()?;
         let outside = root::enter(plan)?;
         dev::mount_all()?;
+        quiet::settle();
         files::lay(overlays)?;
         if plan.writable_device.is_none() {
             root::make_read_only()?;
