@@ -1,10 +1,13 @@
 //! Which snapshot this is, and for a differential one: of which it is a difference, in which pages.
 
-use std::fmt;
+use std::fs::File;
 use std::ops::Range;
+use std::{fmt, io};
 
+use devices::GuestRam;
 use serde::{Deserialize, Serialize};
 
+use super::memory_file;
 use super::pages::PageSet;
 
 /// More runs than a differential snapshot has. Bounds its state file.
@@ -68,5 +71,10 @@ impl Base {
         let pages: Vec<_> =
             runs.map(|run| PageRun { start: run.start as u32, count: run.len() as u32 }).collect();
         (pages.len() <= MAX_RUNS).then_some(Base { id, pages })
+    }
+
+    /// Reads the pages that `file` has to where they belong in `memory`.
+    pub fn load(&self, memory: &GuestRam, file: &File) -> io::Result<()> {
+        memory_file::read_runs(memory, &self.pages, file)
     }
 }

@@ -24,7 +24,7 @@ use devices::GuestRam;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use self::envelope::{Envelope, EnvelopeError, FORMAT_VERSION, Section};
+pub use self::envelope::{Envelope, EnvelopeError, FORMAT_VERSION, Section, write as seal};
 pub use self::fingerprint::{Fingerprint, Mismatch, cpuid};
 pub use self::identity::{Base, Identity, PageRun, SnapshotId};
 pub use self::memory_file::Copied;
@@ -268,8 +268,14 @@ impl Snapshot {
         if bytes.len() as u64 > MAX_STATE_BYTES {
             return Err(ReadError::TooLarge { path });
         }
+        Self::parse(directory, &bytes)
+    }
+
+    /// The snapshot in `directory` whose state file has `bytes`.
+    pub fn parse(directory: &Path, bytes: &[u8]) -> Result<Self, ReadError> {
+        let path = directory.join("state");
         let damaged = |source| ReadError::Envelope { path: path.clone(), source };
-        let envelope = Envelope::parse(&bytes).map_err(damaged)?;
+        let envelope = Envelope::parse(bytes).map_err(damaged)?;
         let section = |section| envelope.section(section).map(|body| (section, body)).map_err(damaged);
         Ok(Snapshot {
             fingerprint: decode(&path, section(Section::Fingerprint)?)?,
@@ -302,8 +308,7 @@ impl Snapshot {
         machine.map_err(|source| ReadError::BaseMachine { path: directory.clone(), source })?;
         let memory = below.map_memory(rest)?;
         let (path, file) = self.open_memory()?;
-        memory_file::read_runs(&memory, &base.pages, &file)
-            .map_err(|source| ReadError::File { path, source })?;
+        base.load(&memory, &file).map_err(|source| ReadError::File { path, source })?;
         Ok(memory)
     }
 
