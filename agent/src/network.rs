@@ -12,6 +12,7 @@ const INTERFACE: &str = "eth0";
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
 /// NLM_F_REQUEST
@@ -68,6 +69,22 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
     netlink.request(requests)
 }
 
+/// Takes the addresses of `plan` from `eth0`, and with them their routes.
+pub fn forget(plan: &NetworkPlan) -> Result<(), Failure> {
+    let mut netlink = Netlink::open()?;
+    let index = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE).during("find eth0")?;
+    let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    let v6 = plan.ipv6.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    let requests: Vec<_> = v4
+        .into_iter()
+        .chain(v6)
+        .map(|(address, prefix)| {
+            (address_message(RTM_DELADDR, CHANGE, index, address, prefix), "take eth0's address away")
+        })
+        .collect();
+    if requests.is_empty() { Ok(()) } else { netlink.request(requests) }
+}
+
 fn link_up(index: u32) -> Message {
     let mut message = Message::new(RTM_NEWLINK, CHANGE);
     // struct ifinfomsg: family, pad, type, index, flags, change mask
@@ -96,7 +113,11 @@ fn eth0_identity(index: u32, plan: &NetworkPlan) -> Message {
 }
 
 fn new_address(index: u32, address: IpAddr, prefix: u8) -> Message {
-    let mut message = Message::new(RTM_NEWADDR, SET);
+    address_message(RTM_NEWADDR, SET, index, address, prefix)
+}
+
+fn address_message(kind: u16, change: u16, index: u32, address: IpAddr, prefix: u8) -> Message {
+    let mut message = Message::new(kind, change);
     let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
     // struct ifaddrmsg: family, prefix length, flags, scope, index
     message.bytes(&[family(address), prefix, flags, 0]).word(index);

@@ -24,6 +24,14 @@ pub enum HostMessage {
     Resize(TerminalSize),
     /// Sync and power off now. Sent after everything that matters was read.
     PowerOff,
+    /// Let go of the container's main process: what it wrote and was read is sent, then `Held`, and nothing more is
+    /// read from it until `Release`, or until a copy of the machine gets `Adopt`.
+    Hold,
+    /// Take it again.
+    Release,
+    /// This machine is a copy of a running container's: become the container of this plan and take its main process,
+    /// which was held. Answered like `Start`. Once per copy.
+    Adopt(Box<ContainerPlan>),
 }
 
 /// Agent to host.
@@ -62,6 +70,8 @@ pub enum AgentMessage {
     StdinCredit(u32),
     /// The process ended and all its output was sent before this.
     Exited(ExitStatus),
+    /// Nothing of the main process is on its way any more, see [`HostMessage::Hold`].
+    Held,
 }
 
 /// Why a start failed.

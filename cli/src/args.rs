@@ -11,6 +11,7 @@ use crate::container_args::{
 use crate::keep_command::KeepArgs;
 use crate::output::Format;
 use crate::run_options::RunArgs;
+use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 
 /// Runs container images, each in a virtual machine of its own.
 #[derive(Parser)]
@@ -63,6 +64,13 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Show what happens, as it happens
     Events(EventsArgs),
+    /// Save and look after machines
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Go on from a snapshot, in a new container
+    Restore(RestoreArgs),
+    /// Branch a running container
+    Clone(CloneArgs),
     /// Look after containers
     #[command(subcommand)]
     Container(ContainerCommand),

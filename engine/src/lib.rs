@@ -24,6 +24,7 @@ pub mod plan;
 pub mod process;
 pub mod run;
 pub mod session;
+pub mod snapshot;
 pub mod template;
 pub mod text;
 pub mod trace;

@@ -120,7 +120,9 @@ fn of_agent(message: AgentMessage) -> Result<Option<Said>, SessionError> {
                 "speaks protocol version {protocol}, this lighter {PROTOCOL_VERSION}: start the container again"
             )));
         }
-        AgentMessage::Prepared => return Err(SessionError::Protocol("said what nobody asked".to_owned())),
+        AgentMessage::Prepared | AgentMessage::Held => {
+            return Err(SessionError::Protocol("said what nobody asked".to_owned()));
+        }
         AgentMessage::Started { .. } => Said::Started,
         AgentMessage::Stdout(bytes) => Said::Stdout(bytes),
         AgentMessage::Stderr(bytes) => Said::Stderr(bytes),
