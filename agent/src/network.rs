@@ -71,6 +71,9 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
 
 /// Takes the addresses of `plan` from `eth0`, and with them their routes.
 pub fn forget(plan: &NetworkPlan) -> Result<(), Failure> {
+    if plan.ipv4.is_none() && plan.ipv6.is_none() {
+        return Ok(());
+    }
     let mut netlink = Netlink::open()?;
     let index = rustix::net::netdevice::name_to_index(&netlink.socket, INTERFACE).during("find eth0")?;
     let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
@@ -82,7 +85,7 @@ pub fn forget(plan: &NetworkPlan) -> Result<(), Failure> {
             (address_message(RTM_DELADDR, CHANGE, index, address, prefix), "take eth0's address away")
         })
         .collect();
-    if requests.is_empty() { Ok(()) } else { netlink.request(requests) }
+    netlink.request(requests)
 }
 
 fn link_up(index: u32) -> Message {

@@ -1,12 +1,13 @@
 //! Verbs about saved machines: `snapshot`, `restore`, `clone`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 use engine::container::record::{self, Record};
 use engine::dirs::Dirs;
-use engine::snapshot::{self, SnapshotStore};
+use engine::snapshot::{self, SnapshotStore, archive};
 use serde_json::json;
 
 use crate::image_commands::familiar;
@@ -25,6 +26,10 @@ pub enum SnapshotCommand {
     Inspect(NamesArgs),
     /// Remove snapshots
     Rm(NamesArgs),
+    /// Write a snapshot to one file, for another machine
+    Export(ExportArgs),
+    /// Read what `export` wrote
+    Import(ImportArgs),
 }
 
 /// `lighter snapshot create`
@@ -50,6 +55,24 @@ pub struct NamesArgs {
     /// The snapshots
     #[arg(required = true)]
     snapshots: Vec<String>,
+}
+
+/// `lighter snapshot export`
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The snapshot
+    snapshot: String,
+    /// The file to make
+    file: PathBuf,
+}
+
+/// `lighter snapshot import`
+#[derive(Args)]
+pub struct ImportArgs {
+    /// What `lighter snapshot export` wrote
+    file: PathBuf,
+    /// Name of the snapshot here
+    name: String,
 }
 
 /// `lighter restore`
@@ -81,6 +104,10 @@ pub fn snapshot(dirs: &Dirs, command: &SnapshotCommand) -> anyhow::Result<u8> {
         SnapshotCommand::Create(args) => create(dirs, args)?,
         SnapshotCommand::Ls(args) => list(dirs, args.format)?,
         SnapshotCommand::Inspect(args) => inspect(dirs, &args.snapshots)?,
+        SnapshotCommand::Export(args) => {
+            archive::export(&SnapshotStore::new(dirs).find(&args.snapshot)?.directory, &args.file)?;
+        }
+        SnapshotCommand::Import(args) => import(dirs, args)?,
         SnapshotCommand::Rm(args) => {
             let store = SnapshotStore::new(dirs);
             return each(&args.snapshots, |name| Ok(store.remove(name)?));
@@ -99,6 +126,14 @@ fn create(dirs: &Dirs, args: &CreateArgs) -> anyhow::Result<()> {
     store.publish(draft, name)?;
     output::notice(&format!("container {} stood still for {}", record.name, milliseconds(taken.paused)));
     output::print(&format!("{name}\n"))
+}
+
+fn import(dirs: &Dirs, args: &ImportArgs) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(dirs);
+    store.check_free(&args.name)?;
+    let draft = archive::import(&store, &args.file)?;
+    store.publish(draft, &args.name)?;
+    output::print(&format!("{}\n", args.name))
 }
 
 fn milliseconds(time: Duration) -> String {

@@ -9,6 +9,7 @@
 //!
 //! All copies map one memory file. Each has its own ID, name, host name, address, disk and random numbers.
 
+pub mod archive;
 mod copy;
 mod manifest;
 mod resumption;
