@@ -24,7 +24,7 @@ pub fn run(listener: OwnedFd, host: OwnedFd, began_ns: u64) -> Result<(), Failur
     loop {
         let ready = wait(&listener, &children, &sessions, container.helpers())?;
         if ready.children {
-            reap(&children, &mut sessions);
+            reap(&children, &mut sessions, &mut container);
         }
         for (session, events) in sessions.iter_mut().zip(ready.sessions) {
             session.serve(events, &mut container);
@@ -98,11 +98,12 @@ fn child_signals() -> Result<OwnedFd, Failure> {
 }
 
 /// Collects every child that ended, orphans too, and tells the session whose process it was.
-fn reap(children: &OwnedFd, sessions: &mut [Session]) {
+fn reap(children: &OwnedFd, sessions: &mut [Session], container: &mut Container) {
     // One record stands for any number of children; the loop below finds them all.
     let mut record = [0u8; 128];
     let _ = rustix::io::read(children.as_fd(), &mut record[..]);
     while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        container.child_ended(pid, status_of(status));
         for session in sessions.iter_mut() {
             session.child_ended(pid, status_of(status));
         }

@@ -13,6 +13,7 @@ const MAX_INTERFACES: usize = 16;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
 /// NLM_F_REQUEST
@@ -68,15 +69,36 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
 
 fn interface_requests(index: u32, plan: &InterfacePlan) -> Vec<(Message, &'static str)> {
     let mut requests = vec![(identity(index, plan), "give an interface its hardware address")];
-    let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
-    let v6 = plan.ipv6.map(|(address, prefix)| (IpAddr::from(address), prefix));
-    for (address, prefix) in v4.into_iter().chain(v6) {
+    for (address, prefix) in addresses(plan) {
         requests.push((new_address(index, address, prefix), "give an interface its address"));
     }
     for gateway in plan.gateway_v4.map(IpAddr::from).into_iter().chain(plan.gateway_v6.map(IpAddr::from)) {
         requests.push((default_route(index, gateway), "set the default route"));
     }
     requests
+}
+
+/// Takes the addresses of `plan` from its interfaces, and with them their routes.
+pub fn forget(plan: &NetworkPlan) -> Result<(), Failure> {
+    let mut netlink = Netlink::open()?;
+    let mut requests = Vec::new();
+    for (number, interface) in plan.interfaces.iter().enumerate().take(MAX_INTERFACES) {
+        let index = netlink.index(number).during(&format!("find eth{number}"))?;
+        for (address, prefix) in addresses(interface) {
+            let request = address_message(RTM_DELADDR, CHANGE, index, address, prefix);
+            requests.push((request, "take an interface's address away"));
+        }
+    }
+    if requests.is_empty() {
+        return Ok(());
+    }
+    netlink.request(requests)
+}
+
+fn addresses(plan: &InterfacePlan) -> impl Iterator<Item = (IpAddr, u8)> {
+    let v4 = plan.ipv4.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    let v6 = plan.ipv6.map(|(address, prefix)| (IpAddr::from(address), prefix));
+    v4.into_iter().chain(v6)
 }
 
 fn link_up(index: u32) -> Message {
@@ -107,7 +129,11 @@ fn identity(index: u32, plan: &InterfacePlan) -> Message {
 }
 
 fn new_address(index: u32, address: IpAddr, prefix: u8) -> Message {
-    let mut message = Message::new(RTM_NEWADDR, SET);
+    address_message(RTM_NEWADDR, SET, index, address, prefix)
+}
+
+fn address_message(kind: u16, change: u16, index: u32, address: IpAddr, prefix: u8) -> Message {
+    let mut message = Message::new(kind, change);
     let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
     // struct ifaddrmsg: family, prefix length, flags, scope, index
     message.bytes(&[family(address), prefix, flags, 0]).word(index);

@@ -37,6 +37,14 @@ pub enum HostMessage {
     Offer,
     /// To a tool: the pieces were read, or written.
     Done,
+    /// Let go of the container's main process: what it wrote and was read is sent, then `Held`, and nothing more is
+    /// read from it until `Release`, or until a copy of the machine gets `Adopt`.
+    Hold,
+    /// Take it again.
+    Release,
+    /// This machine is a copy of a running container's: become the container of this plan and take its main process,
+    /// which was held. Answered like `Start`. Once per copy.
+    Adopt(Box<ContainerPlan>),
 }
 
 /// Agent to host.
@@ -79,6 +87,8 @@ pub enum AgentMessage {
     Pieces(Vec<Piece>),
     /// From a tool: the offered file's content should be sent.
     Declined,
+    /// Nothing of the main process is on its way any more, see [`HostMessage::Hold`].
+    Held,
 }
 
 /// Why a start failed.

@@ -15,6 +15,7 @@ use crate::network_commands::NetworkCommand;
 use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
+use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 
 /// Runs container images, each in a virtual machine of its own.
 #[derive(Parser)]
@@ -69,6 +70,13 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Show what happens, as it happens
     Events(EventsArgs),
+    /// Save and look after machines
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Go on from a snapshot, in a new container
+    Restore(RestoreArgs),
+    /// Branch a running container
+    Clone(CloneArgs),
     /// Look after containers
     #[command(subcommand)]
     Container(ContainerCommand),

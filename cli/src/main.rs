@@ -20,6 +20,7 @@ mod progress;
 mod resource_commands;
 mod run_options;
 mod session_commands;
+mod snapshot_commands;
 mod system_commands;
 mod template_format;
 mod times;
@@ -32,6 +33,7 @@ use engine::dirs::Dirs;
 use engine::keeper::protocol::Request;
 use engine::network::Networks;
 use engine::session::outcome::EXIT_FAILURE;
+use engine::snapshot::SnapshotStore;
 use engine::template::TemplateStore;
 use engine::trace::Trace;
 
@@ -93,6 +95,9 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Logs(options) => log_commands::logs(&dirs, &options)?,
         Command::Console(options) => log_commands::console(&dirs, &options)?,
         Command::Events(options) => log_commands::events(&dirs, &options)?,
+        Command::Snapshot(command) => return snapshot_commands::snapshot(&dirs, &command),
+        Command::Restore(options) => snapshot_commands::restore(&dirs, &options)?,
+        Command::Clone(options) => snapshot_commands::clone(&dirs, &options)?,
         Command::Container(ContainerCommand::Prune(options)) => {
             system_commands::prune_containers(&dirs, &options)?;
         }
@@ -126,6 +131,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
 fn sweep(dirs: &Dirs) -> anyhow::Result<()> {
     engine::container::sweep::sweep(dirs).context("cannot look for dead containers")?;
     TemplateStore::new(dirs).sweep();
+    SnapshotStore::new(dirs).sweep();
     Networks::here(dirs)?.sweep();
     Ok(())
 }

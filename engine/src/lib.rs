@@ -27,6 +27,7 @@ pub mod process;
 pub mod resources;
 pub mod run;
 pub mod session;
+pub mod snapshot;
 pub mod template;
 pub mod text;
 pub mod trace;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 
 use agent_protocol::message::ContainerPlan;
@@ -42,12 +42,14 @@ fn file(source: &str, target: &'static str) -> Result<(File, Overlay), Failure> 
 }
 
 impl Files {
-    /// Writes what the plan says. Once.
+    /// Writes what the plan says, over what an earlier one said.
     pub fn write(&self, plan: &ContainerPlan) -> Result<(), Failure> {
         let resolv_conf =
             plan.network.as_ref().map(|network| network.resolv_conf.as_str()).unwrap_or_default();
         let write = |mut file: &File, text: &str, name: &str| {
-            file.write_all(text.as_bytes()).during(&format!("write {name}"))
+            let written =
+                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+            written.during(&format!("write {name}"))
         };
         write(&self.hostname, &format!("{}\n", plan.hostname), "/etc/hostname")?;
         write(&self.hosts, &hosts(plan), "/etc/hosts")?;

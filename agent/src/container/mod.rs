@@ -1,5 +1,6 @@
 //! The container of this machine: entered once, then every process starts inside it.
 
+mod copy;
 mod dev;
 mod files;
 mod mounts;
@@ -7,7 +8,7 @@ mod quiet;
 mod random;
 pub mod root;
 
-use agent_protocol::message::{ContainerPlan, FailureKind, ProcessPlan, RootPlan};
+use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;
 
 use crate::failure::{Context, Failure};
@@ -30,6 +31,10 @@ pub struct Container {
     forwarder: Option<Forwarder>,
     power_off_at_exit: bool,
     power_off_requested: bool,
+    /// The main process while no session has it.
+    held: Option<Process>,
+    /// How `eth0` was configured last.
+    network: Option<NetworkPlan>,
 }
 
 /// The container's root without anything of one container in it.
@@ -92,6 +97,7 @@ impl Container {
         rustix::system::sethostname(plan.hostname.as_bytes()).during("set the host name")?;
         if let Some(network) = &plan.network {
             network::configure(network)?;
+            self.network = Some(network.clone());
         }
         if !plan.network.as_ref().is_some_and(|network| network.resolver) {
             self.resolver = None;

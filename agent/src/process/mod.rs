@@ -25,6 +25,8 @@ pub struct Process {
     stdin: Option<OwnedFd>,
     /// Bytes of stdin that the pipe did not take yet; at most [`STDIN_WINDOW`].
     pending: VecDeque<u8>,
+    /// Bytes of stdin that waited when the process was adopted: its new host does not know of them.
+    inherited: usize,
     /// The host said that no more stdin comes.
     stdin_over: bool,
     stdout: Stream,
@@ -47,6 +49,7 @@ impl Process {
             pid,
             stdin: stdio.stdin,
             pending: VecDeque::new(),
+            inherited: 0,
             stdin_over: false,
             stdout: Stream { fd: stdio.stdout, quiet: false },
             stderr: Stream { fd: stdio.stderr, quiet: false },
@@ -103,9 +106,14 @@ impl Process {
         self.stderr.read(buffer)
     }
 
+    /// The process has another host, which counts its stdin from here on.
+    pub fn adopted(&mut self) {
+        self.inherited = self.pending.len();
+    }
+
     /// Takes stdin from the host. An error if the host overran its window.
     pub fn queue_stdin(&mut self, bytes: Vec<u8>) -> Result<(), Failure> {
-        if self.pending.len() + bytes.len() > STDIN_WINDOW {
+        if self.pending.len() + bytes.len() > STDIN_WINDOW + self.inherited {
             return Err(Failure::agent(format!("stdin beyond its window of {STDIN_WINDOW} bytes")));
         }
         if self.stdin.is_some() && !self.stdin_over {

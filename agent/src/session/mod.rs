@@ -154,6 +154,16 @@ impl Session {
                 let started = container.exec(&plan);
                 self.started(started);
             }
+            HostMessage::Adopt(plan) => {
+                let adopted = container.adopt(&plan);
+                self.started(adopted);
+            }
+            HostMessage::Hold => self.hold(container),
+            HostMessage::Release => {
+                if self.process.is_none() {
+                    self.process = container.release();
+                }
+            }
             HostMessage::PowerOff => container.request_power_off(),
             HostMessage::Tool { plan, on_disk } => self.hand_over(plan, on_disk, container),
             // A tool that has ended, or did not start, needs no answer.
@@ -194,6 +204,17 @@ impl Session {
                 self.process = Some(process);
             }
             Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// Lets go of the main process. Everything that was read from it goes out before `Held`.
+    fn hold(&mut self, container: &mut Container) {
+        match self.process.take_if(|process| container.is_main(process.pid())) {
+            Some(process) => {
+                container.hold(process);
+                self.send(&AgentMessage::Held);
+            }
+            None => self.fail(Failure::agent("this session does not have the main process")),
         }
     }
 

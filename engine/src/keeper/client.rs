@@ -45,10 +45,14 @@ pub fn connect(record: &Record) -> Result<Link<Request, Reply>, AskError> {
 
 /// Asks for something that is done at once.
 pub fn ask(record: &Record, request: &Request) -> Result<(), AskError> {
-    let mut link = connect(record)?;
+    ask_over(record, &mut connect(record)?, request)
+}
+
+/// The same over a connection that goes on.
+pub fn ask_over(record: &Record, link: &mut Link<Request, Reply>, request: &Request) -> Result<(), AskError> {
     link.send(request).map_err(broken)?;
     let deadline = Some(Instant::now() + ANSWER_TIMEOUT);
-    wait(record, &mut link, deadline, |reply| match reply {
+    wait(record, link, deadline, |reply| match reply {
         Reply::Done => Some(Ok(())),
         Reply::Refused(why) => Some(Err(AskError::Refused { name: record.name.clone(), why })),
         Reply::Ended(_) => Some(Err(AskError::NotRunning(record.name.clone()))),

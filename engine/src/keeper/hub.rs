@@ -29,6 +29,8 @@ struct Client {
     output: bool,
     stdin: Option<Stdin>,
     gone: bool,
+    /// It makes a snapshot.
+    holds: bool,
 }
 
 /// Stdin of one client on its way to the process.
@@ -85,7 +87,13 @@ impl Hub {
     }
 
     fn add(&mut self, stream: UnixStream) -> io::Result<()> {
-        self.clients.push(Client { link: Link::new(stream)?, output: false, stdin: None, gone: false });
+        self.clients.push(Client {
+            link: Link::new(stream)?,
+            output: false,
+            stdin: None,
+            gone: false,
+            holds: false,
+        });
         Ok(())
     }
 
@@ -211,6 +219,28 @@ impl Hub {
         if let Some(client) = self.clients.get_mut(number) {
             client.say(reply);
         }
+    }
+
+    /// This client makes a snapshot from now on, if it is there.
+    pub fn set_holder(&mut self, number: usize) {
+        if let Some(client) = self.clients.get_mut(number) {
+            client.holds = true;
+        }
+    }
+
+    /// Whoever makes a snapshot is still there.
+    pub fn has_holder(&self) -> bool {
+        self.clients.iter().any(|client| client.holds && !client.gone)
+    }
+
+    /// Says something to who makes a snapshot.
+    pub fn tell_holder(&mut self, reply: &Reply) {
+        self.clients.iter_mut().filter(|client| client.holds).for_each(|client| client.say(reply));
+    }
+
+    /// Nobody makes a snapshot any more.
+    pub fn end_holding(&mut self) {
+        self.clients.iter_mut().for_each(|client| client.holds = false);
     }
 
     /// Says something to all.

@@ -10,7 +10,7 @@
 //! the guest's process down, a guest that does not read slows the clients' stdin down, and signals always get through.
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_protocol::message::{ContainerPlan, ExitStatus, HostMessage, TerminalSize};
@@ -84,6 +84,8 @@ pub struct Setup<'a> {
     pub signals: &'a Signals,
     /// The clients.
     pub hub: &'a mut Hub,
+    /// The machine is a copy of a running container's: its process is adopted, not started.
+    pub adopts: bool,
     /// Where phases are noted.
     pub trace: &'a mut Trace,
     /// Told of changes.
@@ -118,6 +120,8 @@ pub struct Life<'a> {
     pub(super) stdin_credit: usize,
     pub(super) first_byte: bool,
     paused: bool,
+    /// The agent lets the process be, see [`super::holding`].
+    pub(super) held: bool,
     /// The process is killed at this time.
     pub(super) term_until: Option<Instant>,
     /// The machine is killed at this time.
@@ -139,6 +143,7 @@ impl<'a> Life<'a> {
             stdin_credit: STDIN_WINDOW,
             first_byte: false,
             paused: false,
+            held: false,
             term_until: None,
             kill_at: None,
             killed: false,
@@ -152,6 +157,7 @@ impl<'a> Life<'a> {
             if let Some(outcome) = self.finished()? {
                 return Ok(outcome);
             }
+            self.check_holder();
             self.setup.hub.forget_gone();
             for source in self.wait()? {
                 if let Some(outcome) = self.handle(source)? {
@@ -248,6 +254,11 @@ impl<'a> Life<'a> {
                 (self.setup.changed)(Change::Stopping);
                 return Ok(Some(Outcome::Interrupted { signal: libc::SIGKILL }));
             }
+            Request::Hold => self.hold(number)?,
+            Request::Release => {
+                self.release();
+                self.setup.hub.tell(number, &Reply::Done);
+            }
             Request::Pause | Request::Unpause => {
                 let reply = match self.set_paused(request == Request::Pause) {
                     Ok(()) => Reply::Done,
@@ -264,6 +275,8 @@ impl<'a> Life<'a> {
             State::Booting | State::Greeting => Ok(Some(Outcome::Interrupted { signal })),
             State::Leaving(status) => Ok(Some(Outcome::Exited(status))),
             State::Starting | State::Running => {
+                // What is held hears nothing.
+                self.release();
                 self.send(&HostMessage::Signal(signal))?;
                 // What is killed needs no turn of its own to notice, unless nothing turns.
                 if signal == libc::SIGKILL && self.paused {
@@ -289,14 +302,15 @@ impl<'a> Life<'a> {
         if self.state != State::Running {
             return Err("the container's process does not run yet, or not any more".to_owned());
         }
+        if self.held {
+            return Err("a snapshot of it is being made".to_owned());
+        }
         if self.paused == paused {
             return Err(format!("the container is {}paused", if paused { "already " } else { "not " }));
         }
         let socket = self.setup.config.control.as_deref().ok_or("its machine has no control socket")?;
         let request = if paused { control::Request::Pause } else { control::Request::Resume };
-        control::Client::connect(socket, CONTROL_TIMEOUT)
-            .and_then(|mut client| client.ask(&request))
-            .map_err(|error| vmm::text::with_causes(&error))?;
+        ask_vmm(socket, &request)?;
         self.paused = paused;
         (self.setup.changed)(if paused { Change::Paused } else { Change::Unpaused });
         Ok(())
@@ -380,7 +394,7 @@ impl<'a> Life<'a> {
     /// The process takes stdin now.
     pub(super) fn takes_stdin(&self) -> bool {
         let has_room = self.link.as_ref().is_some_and(|link| !link.is_waiting());
-        self.state == State::Running && !self.link_ended && has_room && self.stdin_credit > 0
+        self.state == State::Running && !self.held && !self.link_ended && has_room && self.stdin_credit > 0
     }
 
     /// Sends what may be dropped where the guest does not read.
@@ -404,6 +418,11 @@ impl<'a> Life<'a> {
     /// The process does not run yet, and a deadline says for how long that may be so.
     pub(super) fn is_coming_up(&self) -> bool {
         matches!(self.state, State::Booting | State::Greeting | State::Starting)
+    }
+
+    /// It was paused by a user.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     pub(super) fn broken(&self, source: LinkError) -> SessionError {
@@ -441,4 +460,11 @@ impl<'a> Life<'a> {
         }
         Ok(())
     }
+}
+
+/// Asks the VMM behind `socket` for something.
+pub(super) fn ask_vmm(socket: &Path, request: &control::Request) -> Result<control::Done, String> {
+    control::Client::connect(socket, CONTROL_TIMEOUT)
+        .and_then(|mut client| client.ask(request))
+        .map_err(|error| vmm::text::with_causes(&error))
 }

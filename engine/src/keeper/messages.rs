@@ -42,6 +42,7 @@ impl Life<'_> {
             (State::Greeting | State::Starting | State::Running, AgentMessage::Failed { kind, message }) => {
                 return Ok(Some(Outcome::NotStarted { kind, message: shown(&message) }));
             }
+            (State::Running, AgentMessage::Held) => self.on_held(),
             // What follows the end of the process does not matter.
             (State::Leaving(_), _) => {}
             (state, message) => {
@@ -76,7 +77,9 @@ impl Life<'_> {
     pub(super) fn send_plan(&mut self) -> Result<(), SessionError> {
         let plan = (self.setup.plan)(self.setup.hub.size());
         let Some(link) = &mut self.link else { return Ok(()) };
-        link.send(&HostMessage::Start(Box::new(plan))).map_err(|source| self.broken(source))
+        let plan = Box::new(plan);
+        let message = if self.setup.adopts { HostMessage::Adopt(plan) } else { HostMessage::Start(plan) };
+        link.send(&message).map_err(|source| self.broken(source))
     }
 
     fn output(&mut self, stream: Stream, bytes: Vec<u8>) {
@@ -103,5 +106,6 @@ fn name(message: &AgentMessage) -> &'static str {
         AgentMessage::Exited(_) => "Exited",
         AgentMessage::Pieces(_) => "Pieces",
         AgentMessage::Declined => "Declined",
+        AgentMessage::Held => "Held",
     }
 }

@@ -12,6 +12,7 @@
 pub mod boot;
 pub mod client;
 mod health;
+mod holding;
 mod hub;
 mod life;
 mod messages;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use agent_protocol::HOST_PORT;
 use agent_protocol::message::TerminalSize;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm::config::RestoreConfig;
 
 use crate::container::Container;
 use crate::container::id::ContainerId;
@@ -46,6 +48,7 @@ use crate::run::machine::Machine;
 use crate::run::warm::{Level, Warmer};
 use crate::session::signals::Signals;
 use crate::session::{Outcome, SessionError};
+use crate::snapshot::Resumption;
 use crate::template::{MakeError, Template, TemplateStore};
 use crate::trace::Trace;
 use health::Checker;
@@ -166,7 +169,12 @@ impl Keeper<'_> {
 
     /// One start and run. A template that the VMM refuses is made anew, once.
     fn live(&mut self) -> Result<Outcome, RunError> {
-        let machine = Machine::of(&self.spec, self.dirs, self.container.data())?;
+        let mut machine = Machine::of(&self.spec, self.dirs, self.container.data())?;
+        if let Some(copy) = Resumption::claim(self.container.data()) {
+            machine.agent = copy.agent();
+            return self.live_in(&machine, None, Some(&copy));
+        }
+        machine.keep_agent(self.container.data());
         for may_retry in [true, false] {
             let template = match self.template(&machine) {
                 Ok(template) => template,
@@ -176,7 +184,7 @@ impl Keeper<'_> {
             let fresh = !self.container.disk().exists();
             machine.make_layer(&self.container, &self.spec.plan, template.as_ref())?;
             self.trace.end("disks");
-            let result = self.live_in(&machine, template.as_ref());
+            let result = self.live_in(&machine, template.as_ref(), None);
             match (&result, template) {
                 // Refused before anything ran, and it would be the next time too.
                 (Err(RunError::Session(SessionError::Vm(why))), Some(template)) if may_retry => {
@@ -211,11 +219,19 @@ impl Keeper<'_> {
         template
     }
 
-    fn live_in(&mut self, machine: &Machine, template: Option<&Template>) -> Result<Outcome, RunError> {
+    fn live_in(
+        &mut self,
+        machine: &Machine,
+        template: Option<&Template>,
+        copy: Option<&Resumption>,
+    ) -> Result<Outcome, RunError> {
         let attachment = self.attach()?;
         self.note_network(&attachment);
         self.trace.end("network");
-        let config = machine.config(&self.container, &self.spec.plan, Some(&attachment), template);
+        let mut config = machine.config(&self.container, &self.spec.plan, Some(&attachment), template);
+        if let Some(copy) = copy {
+            config.restore = Some(RestoreConfig::full(copy.machine()));
+        }
         let vsock = self.container.vsock();
         let agent = if config.restore.is_some() {
             Agent::Listens(vsock.clone())
@@ -259,6 +275,7 @@ impl Keeper<'_> {
             console: self.container.console_log(),
             signals: &self.signals,
             hub: &mut self.hub,
+            adopts: copy.is_some(),
             trace: &mut self.trace,
             changed: &mut changed,
             ttl: lifetime.ttl.and_then(rented),
@@ -348,7 +365,7 @@ impl Keeper<'_> {
                         self.state.stopped = true;
                         return true;
                     }
-                    Request::Pause | Request::Unpause => {
+                    Request::Pause | Request::Unpause | Request::Hold | Request::Release => {
                         self.hub.tell(number, &Reply::Refused("it is being started again".to_owned()));
                     }
                     Request::Process(_) | Request::Attach { .. } => {}

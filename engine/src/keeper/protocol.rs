@@ -1,8 +1,8 @@
 //! What a keeper and its clients say to each other over `keeper.sock`: frames as between host and agent, so both
 //! sides must come from the same lighter.
 //!
-//! A client says what it wants in any order; a keeper answers `Done` or `Refused` to `Pause` and `Unpause`, and
-//! `Ended` to whoever is there when the container's process ends.
+//! A client says what it wants in any order; a keeper answers `Done` or `Refused` to `Pause`, `Unpause`,
+//! `Hold` and `Release`, and `Ended` to whoever is there when the container's process ends.
 
 use agent_protocol::message::{HostMessage, TerminalSize};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,11 @@ pub enum Request {
     Pause,
     /// Let them go on.
     Unpause,
+    /// Let a snapshot be made: the process's output waits in the guest until this client says `Release` or hangs up.
+    /// `Done` once nothing is on its way any more.
+    Hold,
+    /// The snapshot is made: a machine that stands still goes on. Answered with `Done`.
+    Release,
 }
 
 /// A keeper's word.

@@ -151,6 +151,7 @@ fn session_to(
             orderly: false,
             console,
             signals: &signals,
+            adopts: false,
             hub: &mut hub,
             trace: &mut trace,
             changed: &mut |_| (),

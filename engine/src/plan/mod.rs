@@ -156,6 +156,13 @@ impl Plan {
         Ok(Self { process, hostname, read_only: options.read_only, stop_signal })
     }
 
+    /// Gives the host another name if it is called `old`, as one without a name of its own is.
+    pub fn rename_host(&mut self, old: &str, new: &str) {
+        if self.hostname == old {
+            self.hostname = new.to_owned();
+        }
+    }
+
     /// Whether a disk for a writable layer is needed.
     pub fn writable(&self) -> bool {
         !self.read_only

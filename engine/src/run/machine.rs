@@ -20,6 +20,9 @@ use crate::{carried, kernel};
 /// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
 const GUEST_CID: u32 = 3;
 
+/// Name of the agent's disk in a container's directory.
+pub const AGENT_DISK: &str = "agent.erofs";
+
 /// The kernel's root is the agent's disk.
 const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
 
@@ -60,6 +63,15 @@ impl Machine {
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
             interfaces: spec.network.interfaces(),
         })
+    }
+
+    /// Links the agent's disk into the container's directory `data`: a snapshot of the container needs it, whatever
+    /// lighter's own is by then.
+    pub fn keep_agent(&self, data: &Path) {
+        let path = data.join(AGENT_DISK);
+        let _ = std::fs::remove_file(&path);
+        // Without it a snapshot says what is missing.
+        let _ = std::fs::hard_link(&self.agent, &path);
     }
 
     /// What a template of it is made of.

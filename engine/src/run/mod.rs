@@ -191,6 +191,12 @@ pub fn start(dirs: &Dirs, record: &Record, first: &[Request]) -> Result<Link<Req
     start_in(dirs, Container::open(dirs, &record.spec.id)?, first)
 }
 
+/// Starts a container that [`crate::snapshot::copy`] made.
+pub fn start_copy(dirs: &Dirs, copy: Container) -> Result<Link<Request, Reply>, RunError> {
+    check_kvm(Path::new("/dev/kvm"))?;
+    start_in(dirs, copy, &[])
+}
+
 fn start_in(dirs: &Dirs, container: Container, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
     let host = |action| move |source| RunError::Host { action, source };
     let (ours, theirs) = UnixStream::pair().map_err(host("make a connection to the container's keeper"))?;

@@ -1,0 +1,223 @@
+//! Verbs about saved machines: `snapshot`, `restore`, `clone`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::{Args, Subcommand};
+use engine::container::record::{self, Record};
+use engine::dirs::Dirs;
+use engine::snapshot::{self, SnapshotStore, archive};
+use serde_json::json;
+
+use crate::image_commands::familiar;
+use crate::lifecycle_commands::{each, running, wait_until_started};
+use crate::output::{self, Format};
+
+/// `lighter snapshot ...`
+#[derive(Subcommand)]
+pub enum SnapshotCommand {
+    /// Save a running container: its processes, memory and files
+    Create(CreateArgs),
+    /// List snapshots
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Show all that is known of snapshots, as JSON
+    Inspect(NamesArgs),
+    /// Remove snapshots
+    Rm(NamesArgs),
+    /// Write a snapshot to one file, for another machine
+    Export(ExportArgs),
+    /// Read what `export` wrote
+    Import(ImportArgs),
+}
+
+/// `lighter snapshot create`
+#[derive(Args)]
+pub struct CreateArgs {
+    /// The container
+    container: String,
+    /// Name of the snapshot [default: the container's name]
+    name: Option<String>,
+}
+
+/// `lighter snapshot ls`
+#[derive(Args)]
+pub struct LsArgs {
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Names of snapshots.
+#[derive(Args)]
+pub struct NamesArgs {
+    /// The snapshots
+    #[arg(required = true)]
+    snapshots: Vec<String>,
+}
+
+/// `lighter snapshot export`
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The snapshot
+    snapshot: String,
+    /// The file to make
+    file: PathBuf,
+}
+
+/// `lighter snapshot import`
+#[derive(Args)]
+pub struct ImportArgs {
+    /// What `lighter snapshot export` wrote
+    file: PathBuf,
+    /// Name of the snapshot here
+    name: String,
+}
+
+/// `lighter restore`
+#[derive(Args)]
+pub struct RestoreArgs {
+    /// The snapshot
+    snapshot: String,
+    /// Name of the new container [default: two words]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// `lighter clone`
+#[derive(Args)]
+pub struct CloneArgs {
+    /// The running container
+    container: String,
+    /// How many copies
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    number: u32,
+    /// Name of the copy; of several ones, NAME-1, NAME-2 and so on [default: two words each]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// `lighter snapshot ...`
+pub fn snapshot(dirs: &Dirs, command: &SnapshotCommand) -> anyhow::Result<u8> {
+    match command {
+        SnapshotCommand::Create(args) => create(dirs, args)?,
+        SnapshotCommand::Ls(args) => list(dirs, args.format)?,
+        SnapshotCommand::Inspect(args) => inspect(dirs, &args.snapshots)?,
+        SnapshotCommand::Export(args) => {
+            archive::export(&SnapshotStore::new(dirs).find(&args.snapshot)?.directory, &args.file)?;
+        }
+        SnapshotCommand::Import(args) => import(dirs, args)?,
+        SnapshotCommand::Rm(args) => {
+            let store = SnapshotStore::new(dirs);
+            return each(&args.snapshots, |name| Ok(store.remove(name)?));
+        }
+    }
+    Ok(0)
+}
+
+fn create(dirs: &Dirs, args: &CreateArgs) -> anyhow::Result<()> {
+    let record = running(dirs, &args.container)?;
+    let name = args.name.as_ref().unwrap_or(&record.name);
+    let store = SnapshotStore::new(dirs);
+    store.check_free(name)?;
+    let draft = store.draft()?;
+    let taken = snapshot::take(&record, &draft)?;
+    store.publish(draft, name)?;
+    output::notice(&format!("container {} stood still for {}", record.name, milliseconds(taken.paused)));
+    output::print(&format!("{name}\n"))
+}
+
+fn import(dirs: &Dirs, args: &ImportArgs) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(dirs);
+    store.check_free(&args.name)?;
+    let draft = archive::import(&store, &args.file)?;
+    store.publish(draft, &args.name)?;
+    output::print(&format!("{}\n", args.name))
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+fn list(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
+    let snapshots = SnapshotStore::new(dirs).list();
+    match format {
+        Format::Json => {
+            let lines: Vec<_> = snapshots
+                .iter()
+                .map(|snapshot| {
+                    json!({"name": snapshot.name, "container": snapshot.manifest.container,
+                        "image": snapshot.manifest.spec.image, "created_ns": snapshot.manifest.created_ns,
+                        "bytes": snapshot.bytes()})
+                })
+                .collect();
+            output::print_json(&json!({"schema": "lighter.snapshots.v1", "snapshots": lines}))
+        }
+        Format::Table => {
+            let mut table = output::table(&["NAME", "CONTAINER", "IMAGE", "CREATED", "SIZE"]);
+            for snapshot in &snapshots {
+                table.add_row([
+                    snapshot.name.clone(),
+                    snapshot.manifest.container.clone(),
+                    familiar(&snapshot.manifest.spec.image),
+                    format!("{} ago", crate::times::age(snapshot.manifest.created_ns)),
+                    output::human_size(snapshot.bytes()),
+                ]);
+            }
+            output::print_table(&table)
+        }
+    }
+}
+
+fn inspect(dirs: &Dirs, names: &[String]) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(dirs);
+    let found = names
+        .iter()
+        .map(|name| {
+            let snapshot = store.find(name)?;
+            let machine = vmm::snapshot::Snapshot::read(&snapshot.machine())?;
+            Ok(json!({"name": snapshot.name, "bytes": snapshot.bytes(), "id": machine.identity.id.to_string(),
+                "vcpus": machine.fingerprint.vcpus, "mem_size_mib": machine.fingerprint.mem_size_mib,
+                "realtime_ns": machine.times.realtime_ns, "snapshot": snapshot.manifest}))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    output::print_json(&found)
+}
+
+/// `lighter restore`
+pub fn restore(dirs: &Dirs, args: &RestoreArgs) -> anyhow::Result<()> {
+    let found = SnapshotStore::new(dirs).find(&args.snapshot)?;
+    let record = start(dirs, &found.directory, args.name.as_deref())?;
+    output::print(&format!("{}\n", record.spec.id))
+}
+
+/// `lighter clone`
+pub fn clone(dirs: &Dirs, args: &CloneArgs) -> anyhow::Result<()> {
+    let record = running(dirs, &args.container)?;
+    ensure!(
+        args.name.is_none() || args.name.as_deref() != Some(record.name.as_str()),
+        "the copy needs a name of its own"
+    );
+    let draft = SnapshotStore::new(dirs).draft()?;
+    snapshot::take(&record, &draft)?;
+    for number in 1..=args.number {
+        let name = args.name.as_ref().map(|name| match args.number {
+            1 => name.clone(),
+            _ => format!("{name}-{number}"),
+        });
+        let copy = start(dirs, draft.directory(), name.as_deref())?;
+        output::print(&format!("{}\n", copy.spec.id))?;
+    }
+    Ok(())
+}
+
+/// Starts a copy of the machine in `directory` and waits until its process runs on.
+fn start(dirs: &Dirs, directory: &std::path::Path, name: Option<&str>) -> anyhow::Result<Record> {
+    let container = snapshot::copy(dirs, directory, name)?;
+    let id = container.id.clone();
+    let mut link = engine::run::start_copy(dirs, container)?;
+    let record = record::placeholder(dirs, &id)?;
+    wait_until_started(&record, &mut link)?;
+    Ok(record)
+}
