@@ -10,6 +10,7 @@ use crate::container_args::{
     PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
 };
 use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, SaveArgs, TagArgs};
+use crate::generate_commands::{CompletionArgs, ManArgs};
 use crate::keep_command::KeepArgs;
 use crate::network_commands::NetworkCommand;
 use crate::output::Format;
@@ -142,6 +143,10 @@ pub enum ContainerCommand {
 pub enum GenerateCommand {
     /// A unit that starts a container with the host
     Systemd(SystemdArgs),
+    /// What completes commands in a shell
+    Completion(CompletionArgs),
+    /// Manual pages, one for each command
+    Man(ManArgs),
 }
 
 /// `lighter image ...`
@@ -213,6 +218,9 @@ pub struct ListArgs {
 /// `lighter rmi`
 #[derive(Args)]
 pub struct RemoveArgs {
+    /// Also where containers are made of it: they keep their files
+    #[arg(short, long)]
+    pub force: bool,
     /// Names or IDs
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,

@@ -1,11 +1,44 @@
 //! `lighter generate`: files for other programs.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
 use engine::container::record;
 use engine::dirs::Dirs;
 
+use crate::args::Cli;
 use crate::container_args::SystemdArgs;
 use crate::output;
+
+/// `lighter generate completion`
+#[derive(Args)]
+pub struct CompletionArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// `lighter generate man`
+#[derive(Args)]
+pub struct ManArgs {
+    /// Directory for the pages, which must be there
+    directory: PathBuf,
+}
+
+/// Prints what completes commands, from the same definitions as the commands themselves.
+pub fn completion(args: &CompletionArgs) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "lighter", &mut script);
+    output::print(&String::from_utf8_lossy(&script))
+}
+
+/// Writes manual pages, from the same definitions.
+pub fn man(args: &ManArgs) -> anyhow::Result<()> {
+    let command = Cli::command();
+    clap_mangen::generate_to(command, &args.directory)
+        .with_context(|| format!("cannot write manual pages to {}", args.directory.display()))
+}
 
 /// A unit that starts a container when the host comes up and stops it when the host goes down.
 pub fn systemd(dirs: &Dirs, args: &SystemdArgs) -> anyhow::Result<()> {

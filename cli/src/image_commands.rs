@@ -1,6 +1,7 @@
 //! `lighter pull`, `images`, `rmi` and `image inspect`.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use engine::container::record;
 use engine::dirs::Dirs;
 use images::pull::PullPolicy;
 use images::{Contents, Image, ImageSource, ImageSummary, Store, rootfs};
@@ -59,6 +60,15 @@ pub fn list(dirs: &Dirs, args: &ListArgs) -> anyhow::Result<()> {
 pub fn remove(dirs: &Dirs, args: &RemoveArgs) -> anyhow::Result<()> {
     let store = Store::open(&dirs.data)?;
     for name in &args.images {
+        let image = store.image(name)?;
+        if let Some(user) = record::list(dirs).into_iter().find(|user| user.spec.image == image.name) {
+            ensure!(
+                args.force,
+                "container {} is made of {}: remove it first, or use -f; it keeps its files then",
+                user.name,
+                familiar(&image.name)
+            );
+        }
         let removed = store.remove(name)?;
         output::print(&format!("untagged {}\n", removed.untagged))?;
         if removed.collected.deferred {

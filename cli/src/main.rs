@@ -104,6 +104,8 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Generate(GenerateCommand::Systemd(options)) => {
             generate_commands::systemd(&dirs, &options)?;
         }
+        Command::Generate(GenerateCommand::Completion(options)) => generate_commands::completion(&options)?,
+        Command::Generate(GenerateCommand::Man(options)) => generate_commands::man(&options)?,
         Command::Pull(options) => image_commands::pull(&dirs, &options)?,
         Command::Images(options) => image_commands::list(&dirs, &options)?,
         Command::Rmi(options) => image_commands::remove(&dirs, &options)?,
