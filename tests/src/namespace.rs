@@ -14,7 +14,8 @@ use crate::lighter::{GUEST_DEADLINE, Installation, binary, finish};
 
 /// A network namespace, removed on drop.
 pub struct Namespace {
-    name: String,
+    /// As `ip netns` knows it.
+    pub name: String,
 }
 
 impl Namespace {

@@ -58,7 +58,7 @@ fn text_of(dns: &DnsSpec, embedded: bool, texts: &[String]) -> String {
         let lines = texts.first().map(|text| text.lines()).into_iter().flatten();
         lines
             .filter_map(|line| line.strip_prefix(key))
-            .last()
+            .next_back()
             .into_iter()
             .flat_map(str::split_whitespace)
             .map(str::to_owned)

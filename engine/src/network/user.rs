@@ -177,19 +177,17 @@ fn port_arguments(ports: &[Published]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::port::Transport;
     use super::*;
 
     #[test]
     fn a_port_of_all_addresses_is_named_once() {
-        let port =
-            |host: &str, transport| Published { host: host.parse().unwrap(), guest_port: 80, transport };
-        let ports = [
-            port("0.0.0.0:8080", Transport::Tcp),
-            port("[::]:8080", Transport::Tcp),
-            port("127.0.0.1:8081", Transport::Udp),
-        ];
-        let expected = ["--tcp-ports", "8080:80", "--udp-ports", "127.0.0.1/8081:80"];
+        let port = |host: &str| Published {
+            host: host.parse().unwrap(),
+            guest_port: 80,
+            transport: super::super::port::Transport::Udp,
+        };
+        let ports = [port("0.0.0.0:8080"), port("[::]:8080"), port("127.0.0.1:8081")];
+        let expected = ["--udp-ports", "8080:80", "--udp-ports", "127.0.0.1/8081:80"];
         assert_eq!(port_arguments(&ports), expected);
     }
 }

@@ -75,7 +75,7 @@ impl Bench {
             kernel: KernelConfig { path: kernel().unwrap(), initrd: None, cmdline },
             disks: vec![agent],
             pmem: Vec::new(),
-            net: None,
+            net: Vec::new(),
             vsock: None,
             balloon: false,
             spare_slots: 0,

@@ -155,7 +155,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         kernel: KernelConfig { path: kernel.path().to_owned(), initrd: None, cmdline: String::new() },
         disks: Vec::new(),
         pmem: Vec::new(),
-        net: None,
+        net: Vec::new(),
         vsock: None,
         balloon: false,
         spare_slots: 0,

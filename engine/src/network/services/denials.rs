@@ -73,12 +73,9 @@ impl Listener {
         loop {
             let Ok(mut ready) = socket.readable().await else { return };
             let received = ready.try_io(|socket| socket.get_ref().recv(&mut &mut buffer[..], 0));
-            match received {
-                Ok(Ok(count)) => {
-                    denials(buffer.get(..count).unwrap_or_default()).into_iter().for_each(&on_denied)
-                }
-                // ENOBUFS: more came than there was room for, and was lost; and whatever else, the next may be whole.
-                Ok(Err(_)) | Err(_) => {}
+            // An error says that more came than there was room for, and was lost; the next message may be whole.
+            if let Ok(Ok(count)) = received {
+                denials(buffer.get(..count).unwrap_or_default()).into_iter().for_each(&on_denied);
             }
         }
     }

@@ -40,7 +40,10 @@ impl Listeners {
     /// Beside the vsock device's socket `vsock`.
     pub fn bind(vsock: &Path) -> io::Result<Self> {
         let bind = |port: u32| {
-            let listener = StdListener::bind(PathBuf::from(format!("{}_{port}", vsock.display())))?;
+            let path = PathBuf::from(format!("{}_{port}", vsock.display()));
+            // Left by an earlier life of the same container.
+            let _ = std::fs::remove_file(&path);
+            let listener = StdListener::bind(path)?;
             listener.set_nonblocking(true)?;
             Ok::<_, io::Error>(listener)
         };
@@ -102,5 +105,18 @@ impl Server {
         // Before the guest knows the address, so that its first packet passes.
         self.zone.allow_answer(&answer).await;
         Some(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_starts_again_gets_its_sockets_again() {
+        let base = tempfile::tempdir().unwrap();
+        let vsock = base.path().join("v.sock");
+        drop(Listeners::bind(&vsock).unwrap());
+        Listeners::bind(&vsock).unwrap();
     }
 }
