@@ -222,8 +222,9 @@ fn escapes() -> anyhow::Result<()> {
     container.guest("mkdir -p /tree/x; echo x > /tree/x/f")?;
     std::fs::create_dir(container.path("dst/tree"))?;
     symlink(&victim, container.path("dst/tree/x"))?;
-    let said = container.refused(&["box:/tree", &container.text("dst")])?;
-    ensure!(std::fs::read_dir(&victim)?.count() == 0, "a file went through the link: {said}");
+    container.cp(&["box:/tree", &container.text("dst")])?;
+    ensure!(std::fs::read_dir(&victim)?.count() == 0, "a file went through the link");
+    ensure!(container.path("dst/tree/x/f").is_file(), "the directory did not take the link's place");
     container.cp(&["box:/evil", &container.text("dst")])?;
     let evil = container.path("dst/evil");
     ensure!(evil.join("f").metadata()?.mode() & 0o7777 == 0o755, "set-user-ID on the host");
