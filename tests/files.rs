@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         test("a_large_file_is_the_same_on_both_sides", GUEST, large_file),
         test("a_container_cannot_reach_out_of_the_destination", GUEST, escapes),
         test("an_exported_container_is_imported_again", GUEST, export),
+        test("the_files_of_a_stopped_container_are_reached_too", GUEST, stopped),
     ])
 }
 
@@ -241,5 +242,22 @@ fn export() -> anyhow::Result<()> {
     container.lighter.stdout(import.into_iter().chain([tar.as_str(), "again:1"]))?;
     let output = container.lighter.output(["run", "--rm", "--network", "none", "-m", "128m", "again:1"])?;
     ensure!(output.stdout == b"kept\n" && output.status.code() == Some(1), "{output:?}");
+    Ok(())
+}
+
+fn stopped() -> anyhow::Result<()> {
+    let container = Running::start("echo kept > /kept")?;
+    container.lighter.stdout(["stop", "-t", "1", "box"])?;
+    let large = vec![7; (1 << 20) + 1];
+    std::fs::write(container.path("large"), &large)?;
+    container.cp(&[&container.text("large"), "box:/large"])?;
+    container.cp(&["box:/kept", &container.text("kept")])?;
+    ensure!(std::fs::read_to_string(container.path("kept"))? == "kept\n");
+    let diff = container.lighter.stdout(["diff", "box"])?;
+    ensure!(diff == "A /kept\nA /large\nC /tmp\nA /tmp/ready\n", "{diff}");
+    container.lighter.stdout(["start", "box"])?;
+    let sum = run(Command::new("md5sum").arg(container.path("large")))?;
+    let seen = container.guest("md5sum /large")?;
+    ensure!(seen.get(..32) == sum.get(..32), "{seen} is not {sum}");
     Ok(())
 }
