@@ -29,8 +29,11 @@ use crate::container::root::{DISK, UPPER};
 const OVERLAY: u64 = 0x794c_7630;
 const EXT4: u64 = 0xef53;
 
-/// Rounds of writing a block of each extent. One converts 128 MiB of each extent that the file system shows as one.
+/// Rounds of writing a block of each extent. One converts up to 128 MiB of what the file system shows as one.
 const MAX_ROUNDS: usize = 256;
+
+/// Bytes of a block.
+const BLOCK: u64 = 4096;
 
 /// A limit for `extent_max_zeroout_kb` that no extent reaches.
 const NO_LIMIT: &[u8] = b"4194304\n";
@@ -105,7 +108,9 @@ impl<'a> Disks<'a> {
             }
             unwritten = left;
             for extent in extents.iter().filter(|extent| extent.is_unwritten() && extent.logical < size) {
-                file.write_all_at(&[0], extent.logical)?;
+                // Not its first block, which ext4 may just give to the extent before it.
+                let inside = if extent.length > 2 * BLOCK { BLOCK } else { 0 };
+                file.write_all_at(&[0], extent.logical + inside)?;
             }
             file.sync_data()?;
         }

@@ -27,6 +27,12 @@ impl Disks {
         Ok(Self { image: Arc::new(File::open(image)?), writable: Arc::new(writable) })
     }
 
+    /// Makes the writable disk larger.
+    #[cfg(test)]
+    pub(super) fn grow_writable(&self, size: u64) {
+        self.writable.set_len(size).unwrap();
+    }
+
     /// Reads the beginning of `piece`; never nothing, unless one of the two is empty.
     pub fn read(&self, piece: &Piece, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(piece.length).unwrap_or(usize::MAX).min(buffer.len());

@@ -234,6 +234,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use agent_protocol::message::FailureKind;
+    use agent_protocol::tool::Disk;
 
     use super::*;
 
@@ -297,5 +298,82 @@ mod tests {
         let Err(FilesError::Guest(message)) = tool(&[hello(), failed("no such file")]) else { panic!() };
         assert_eq!(message, "no such file");
         assert!(matches!(tool(&[hello()]), Err(FilesError::Lost(_))));
+    }
+
+    /// Disks of ten bytes each, in `base`.
+    fn disks(base: &Path) -> Disks {
+        for name in ["image", "writable"] {
+            std::fs::write(base.join(name), "0123456789").unwrap();
+        }
+        Disks::open(&base.join("image"), &base.join("writable")).unwrap()
+    }
+
+    /// What a tool with `disks` gives, whose guest says `messages` once it is asked.
+    fn output(disks: Option<Disks>, messages: &[AgentMessage]) -> io::Result<Vec<u8>> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut bytes = Vec::new();
+        for message in messages {
+            frame::encode(message, &mut bytes).unwrap();
+        }
+        theirs.write_all(&bytes).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let (decoder, buffer, pieces) = (Decoder::default(), vec![0; READ_CHUNK], VecDeque::new());
+        let mut tool =
+            Tool { stream: ours, decoder, buffer, output: Vec::new(), taken: 0, done: false, disks, pieces };
+        let mut output = Vec::new();
+        tool.read_to_end(&mut output).map(|_| output)
+    }
+
+    fn piece(disk: Disk, at: u64, length: u64) -> Piece {
+        Piece { disk, at, length }
+    }
+
+    #[test]
+    fn what_a_guest_shows_on_its_disks_is_read_in_its_place() {
+        let base = tempfile::tempdir().unwrap();
+        let pieces = vec![piece(Disk::Writable, 8, 2), piece(Disk::Hole, 0, 1), piece(Disk::Image, 0, 3)];
+        let text = |text: &str| AgentMessage::Stdout(text.into());
+        let end = AgentMessage::Exited(ExitStatus::Code(0));
+        let said =
+            [text("a"), AgentMessage::Pieces(pieces), AgentMessage::Pieces(Vec::new()), text("b"), end];
+        assert_eq!(output(Some(disks(base.path())), &said).unwrap(), b"a89\x00012b");
+        assert!(output(None, &said).is_err(), "a guest that was not asked to");
+        let beyond = [AgentMessage::Pieces(vec![piece(Disk::Image, 9, u64::MAX)])];
+        assert!(output(Some(disks(base.path())), &beyond).is_err());
+    }
+
+    #[test]
+    fn an_offered_file_is_written_where_the_guest_says_or_sent() {
+        let base = tempfile::tempdir().unwrap();
+        let large = base.path().join("large");
+        std::fs::write(&large, vec![7; LARGE_FILE as usize]).unwrap();
+        let offer = |answer: AgentMessage| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let mut bytes = Vec::new();
+            frame::encode(&answer, &mut bytes).unwrap();
+            theirs.write_all(&bytes).unwrap();
+            let disks = disks(base.path());
+            disks.grow_writable(LARGE_FILE + 10);
+            let (decoder, buffer, pieces) = (Decoder::default(), vec![0; READ_CHUNK], VecDeque::new());
+            let (output, disks) = (Vec::new(), Some(disks));
+            let mut tool =
+                Tool { stream: ours, decoder, buffer, output, taken: 0, done: false, disks, pieces };
+            let taken = Input::new(&mut tool).take_content(&large, LARGE_FILE);
+            (taken.map_err(|error| error.to_string()), std::fs::read(base.path().join("writable")).unwrap())
+        };
+        let (taken, disk) = offer(AgentMessage::Pieces(vec![piece(Disk::Writable, 10, LARGE_FILE)]));
+        assert_eq!((taken, &disk[..12]), (Ok(true), &b"0123456789\x07\x07"[..]));
+        assert_eq!(offer(AgentMessage::Declined).0, Ok(false));
+        for (answer, why) in [
+            (AgentMessage::Pieces(Vec::new()), "no room"),
+            (AgentMessage::Pieces(vec![piece(Disk::Writable, 0, LARGE_FILE + 1)]), "too many"),
+            (AgentMessage::Pieces(vec![piece(Disk::Image, 0, LARGE_FILE)]), "not on its writable disk"),
+            (AgentMessage::Pieces(vec![piece(Disk::Writable, 11, LARGE_FILE)]), "not on its writable disk"),
+            (failed("disk full"), "disk full"),
+            (AgentMessage::Prepared, "protocol"),
+        ] {
+            let error = offer(answer).0.unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }
