@@ -6,6 +6,7 @@
 mod block;
 mod boot;
 mod clone;
+mod engine;
 mod guest_init;
 mod images;
 mod memory;
@@ -37,6 +38,8 @@ enum Suite {
     Boot,
     /// Clones and snapshots: time, memory, and how many at once.
     Clone(clone::CloneArgs),
+    /// Verbs of a working day: ps, exec, output, cp.
+    Engine,
     /// A whole `lighter run`: a clone of a template beside a boot.
     Warm,
     /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
@@ -53,6 +56,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let report = match &args.suite {
         Suite::Boot => boot::run(args.runs)?,
         Suite::Clone(clone) => clone::run(clone, args.runs)?,
+        Suite::Engine => engine::run(args.runs)?,
         Suite::Warm => warm::run(args.runs)?,
         Suite::Images => images::run(args.runs)?,
         Suite::Block => block::run(args.runs)?,
