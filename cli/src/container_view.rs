@@ -68,7 +68,9 @@ pub fn line(record: &Record, whole: bool) -> Value {
 
 /// Published ports as `ps` shows them.
 pub fn ports(record: &Record) -> String {
-    record.state.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    // A keeper that was killed could not note their end.
+    let live = record.state.ports.iter().filter(|_| record.state.status.is_live());
+    live.map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// All that is known, with Docker's names where it has one.
