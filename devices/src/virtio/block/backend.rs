@@ -123,7 +123,7 @@ impl Backend {
             Err(Errno::OPNOTSUPP) => transfer(range, |_, len, offset| {
                 let tail = ZEROES.get(..len).unwrap_or(&ZEROES);
                 let pages = [IoSlice::new(&ZEROES); 16];
-                match pages.get(..len / ZEROES.len()).unwrap_or(&pages) {
+                match pages.get(..len.checked_div(ZEROES.len()).unwrap_or(0)).unwrap_or(&pages) {
                     [] => self.file.write_at(tail, offset),
                     pages => Ok(rustix::io::pwritev(&self.file, pages, offset)?),
                 }
