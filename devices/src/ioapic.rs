@@ -234,7 +234,7 @@ mod tests {
     #[derive(Debug, PartialEq, Eq)]
     enum Call {
         Update(u32, Option<Msi>),
-        UpdateAll([Option<Msi>; IOAPIC_PINS]),
+        UpdateAll(Box<[Option<Msi>; IOAPIC_PINS]>),
         Resample(u32),
     }
 
@@ -253,7 +253,7 @@ mod tests {
         }
 
         fn update_all(&self, routes: [Option<Msi>; IOAPIC_PINS]) {
-            self.0.lock().unwrap().push(Call::UpdateAll(routes));
+            self.0.lock().unwrap().push(Call::UpdateAll(Box::new(routes)));
         }
 
         fn resample(&self, gsi: u32) {
@@ -360,7 +360,7 @@ mod tests {
         restored.restore(&postcard::from_bytes(&bytes).unwrap());
         let mut routes = [const { None }; IOAPIC_PINS];
         routes[5] = Some(Msi { address: 0xfee0_0000, data: 0x31 });
-        assert_eq!(router.take(), [Call::UpdateAll(routes)]);
+        assert_eq!(router.take(), [Call::UpdateAll(Box::new(routes))]);
         assert_eq!(restored.state(), saved.state());
     }
 
