@@ -1,17 +1,17 @@
 //! From a registry to the guest's root: nothing is lost, nothing is added.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use lighter_tests::guest_program;
 use lighter_tests::harness::{Need, main as run_tests, test};
 use lighter_tests::image::{busybox, oci_layout, run};
 use lighter_tests::lighter::Installation;
+use lighter_tests::registry::Registry;
 
 const REGISTRY: &[Need] = &[
     Need::Kvm,
@@ -33,57 +33,6 @@ fn main() -> ExitCode {
         test("an_image_that_buildah_made_runs", &[Need::Kvm, Need::Root, Need::Program("buildah")], buildah),
         test("archives_of_docker_and_oci_run", REGISTRY, archives),
     ])
-}
-
-/// A registry on loopback, ended on drop.
-struct Registry {
-    process: Child,
-    address: String,
-    _directory: tempfile::TempDir,
-}
-
-impl Registry {
-    fn start() -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = format!("127.0.0.1:{port}");
-        let config = directory.path().join("config.yml");
-        let mut file = std::fs::File::create(&config)?;
-        writeln!(
-            file,
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}",
-            directory.path().join("data").display()
-        )?;
-        writeln!(file, "http: {{addr: {address}}}")?;
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let registry = Registry { process, address, _directory: directory };
-        let end = Instant::now() + Duration::from_secs(20);
-        while std::net::TcpStream::connect(&registry.address).is_err() {
-            ensure!(Instant::now() < end, "docker-registry does not answer on {}", registry.address);
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(registry)
-    }
-
-    fn push(&self, source: &str, name: &str) -> anyhow::Result<String> {
-        let reference = format!("{}/{name}", self.address);
-        run(Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", source])
-            .arg(format!("docker://{reference}")))?;
-        Ok(reference)
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 fn from_registry() -> anyhow::Result<()> {

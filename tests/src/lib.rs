@@ -7,3 +7,4 @@ pub mod image;
 pub mod lighter;
 pub mod namespace;
 pub mod pty;
+pub mod registry;

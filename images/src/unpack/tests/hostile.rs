@@ -158,6 +158,15 @@ fn truncated_layers_are_refused_wherever_they_end() {
     }
 }
 
+/// As umoci's `insert` leaves it where the last file is small.
+#[test]
+fn a_last_entry_without_padding_is_whole() {
+    let whole = Archive::new().file("f", b"It works\n").0;
+    let end = 512 + 9;
+    unpack_with(&[whole[..end].to_vec()], &Limits::default()).unwrap();
+    assert!(unpack_with(&[whole[..end - 1].to_vec()], &Limits::default()).is_err());
+}
+
 #[test]
 fn what_is_no_archive_is_refused() {
     let text = b"<html>not found</html>".repeat(100);
