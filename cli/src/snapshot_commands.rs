@@ -1,13 +1,13 @@
 //! Verbs about saved machines: `snapshot`, `restore`, `clone`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 use engine::container::record::{self, Record};
 use engine::dirs::Dirs;
-use engine::snapshot::{self, SnapshotStore, archive};
+use engine::snapshot::{self, Place, SnapshotStore, archive};
 use serde_json::json;
 
 use crate::image_commands::familiar;
@@ -188,7 +188,7 @@ fn inspect(dirs: &Dirs, names: &[String]) -> anyhow::Result<()> {
 /// `lighter restore`
 pub fn restore(dirs: &Dirs, args: &RestoreArgs) -> anyhow::Result<()> {
     let found = SnapshotStore::new(dirs).find(&args.snapshot)?;
-    let record = start(dirs, &found.directory, args.name.as_deref())?;
+    let record = start(dirs, &found.directory, args.name.as_deref(), Place::OfOriginal)?;
     output::print(&format!("{}\n", record.spec.id))
 }
 
@@ -206,15 +206,15 @@ pub fn clone(dirs: &Dirs, args: &CloneArgs) -> anyhow::Result<()> {
             1 => name.clone(),
             _ => format!("{name}-{number}"),
         });
-        let copy = start(dirs, draft.directory(), name.as_deref())?;
+        let copy = start(dirs, draft.directory(), name.as_deref(), Place::Beside)?;
         output::print(&format!("{}\n", copy.spec.id))?;
     }
     Ok(())
 }
 
 /// Starts a copy of the machine in `directory` and waits until its process runs on.
-fn start(dirs: &Dirs, directory: &std::path::Path, name: Option<&str>) -> anyhow::Result<Record> {
-    let container = snapshot::copy(dirs, directory, name)?;
+fn start(dirs: &Dirs, directory: &Path, name: Option<&str>, place: Place) -> anyhow::Result<Record> {
+    let container = snapshot::copy(dirs, directory, name, place)?;
     let id = container.id.clone();
     let mut link = engine::run::start_copy(dirs, container)?;
     let record = record::placeholder(dirs, &id)?;

@@ -35,6 +35,20 @@ pub struct NetworkSpec {
     pub egress: Option<Vec<EgressRule>>,
 }
 
+impl NetworkSpec {
+    /// The same for a copy beside its original: without what only one of them can have, that is ports of the host
+    /// and addresses that were asked for.
+    pub fn beside(mut self) -> Self {
+        (self.publish, self.publish_all) = (Vec::new(), false);
+        if let NetworkMode::Bridges(endpoints) = &mut self.mode {
+            for endpoint in endpoints {
+                (endpoint.ipv4, endpoint.ipv6, endpoint.mac) = (None, None, None);
+            }
+        }
+        self
+    }
+}
+
 /// `--network`
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -249,6 +263,16 @@ impl From<Mac> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_beside_its_original_leaves_ports_and_addresses_to_it() {
+        let text = r#"{"mode":{"bridges":[{"network":"n","ipv4":"10.1.0.2","mac":"02:00:00:00:00:01","aliases":["a"]}]},
+            "publish_all":true}"#;
+        let spec: NetworkSpec = serde_json::from_str(text).unwrap();
+        let endpoint = Endpoint { network: "n".into(), aliases: vec!["a".into()], ..Endpoint::default() };
+        let expected = NetworkSpec { mode: NetworkMode::Bridges(vec![endpoint]), ..NetworkSpec::default() };
+        assert_eq!(spec.beside(), expected);
+    }
 
     #[test]
     fn hardware_addresses_are_of_one_station() {

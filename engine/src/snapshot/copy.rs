@@ -11,9 +11,23 @@ use crate::events::{Event, emit};
 use crate::run::machine::AGENT_DISK;
 use crate::template::copy_sparse;
 
+/// Whose place a copy takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The original's, which is gone: it gets the ports and addresses that the original was given.
+    OfOriginal,
+    /// One of its own beside the original.
+    Beside,
+}
+
 /// Makes a container of the snapshot in `directory`, for [`crate::run::start_copy`] to start. Without `name` one is
 /// invented.
-pub fn copy(dirs: &Dirs, directory: &Path, name: Option<&str>) -> Result<Container, SnapshotError> {
+pub fn copy(
+    dirs: &Dirs,
+    directory: &Path,
+    name: Option<&str>,
+    place: Place,
+) -> Result<Container, SnapshotError> {
     let mut spec = Manifest::read(directory)?.spec;
     let id = ContainerId::random();
     let container = Container::reserve(dirs, id.clone(), name)?;
@@ -37,6 +51,9 @@ pub fn copy(dirs: &Dirs, directory: &Path, name: Option<&str>) -> Result<Contain
     }
     spec.plan.rename_host(spec.id.as_str(), id.as_str());
     (spec.id, spec.created_ns) = (id, now_ns());
+    if place == Place::Beside {
+        spec.network = spec.network.beside();
+    }
     container.describe(&spec)?;
     let name = std::fs::read_to_string(data.join("name")).unwrap_or_default();
     let event = Event::new("container", "create", spec.id.as_str(), &name);

@@ -19,7 +19,7 @@ mod take;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use self::copy::copy;
+pub use self::copy::{Place, copy};
 pub use self::manifest::{Manifest, SCHEMA};
 pub use self::resumption::Resumption;
 pub use self::store::{Draft, Snapshot, SnapshotStore};
