@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -387,6 +388,32 @@ fn a_vm_may_stay_paused_for_its_disks_and_one_save_is_made_at_a_time() {
     assert!(memory_bytes(&vm) == memory_bytes(&bench.vm), "memory differs");
     bench.ask(Request::Resume).unwrap();
     goes_on(&mut bench.vm, count(&vm));
+    // Nobody would let it go on: it does not stay.
+    let request = Request::Snapshot { dir: bench.path("dead"), base: None, track: false, stay_paused: true };
+    let mut line = serde_json::to_vec(&request).unwrap();
+    line.push(b'\n');
+    std::os::unix::net::UnixStream::connect(bench.path("control.sock")).unwrap().write_all(&line).unwrap();
+    while !bench.path("dead").exists() {
+        bench.vm.run_for(Duration::from_millis(1), |_| ()).unwrap();
+    }
+    bench.vm.run_for(A_WHILE, |_| ()).unwrap();
+    assert_eq!(bench.ask(Request::Status).unwrap().state.as_deref(), Some("running"));
+    // A wish to resume that comes while it is saved counts.
+    let socket = bench.path("control.sock");
+    let request = Request::Snapshot { dir: bench.path("wish"), base: None, track: false, stay_paused: true };
+    let client = std::thread::spawn(move || {
+        let mut saver = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let mut line = serde_json::to_vec(&request).unwrap();
+        line.push(b'\n');
+        saver.write_all(&line).unwrap();
+        let _ = Client::connect(&socket, PATIENCE).unwrap().ask(&Request::Resume);
+        saver.read_exact(&mut [0]).unwrap();
+    });
+    while !client.is_finished() {
+        bench.vm.run_for(Duration::from_millis(1), |_| ()).unwrap();
+    }
+    client.join().unwrap();
+    assert_eq!(bench.ask(Request::Status).unwrap().state.as_deref(), Some("running"));
     let refusal = (RefusalKind::State, "cannot save a VM that is being saved".to_owned());
     let both_at_once = |bench: &mut Bench, round: usize| {
         let (socket, dir) = (bench.path("control.sock"), bench.path(&format!("first{round}")));

@@ -44,11 +44,8 @@ impl Life<'_> {
         }
         self.setup.hub.end_holding();
         if let Some(socket) = self.setup.config.control.as_deref() {
-            // The VMM leaves it paused for the copy of the disk.
-            let state = ask_vmm(socket, &control::Request::Status).ok().and_then(|done| done.state);
-            if state.as_deref() == Some("paused") {
-                let _ = ask_vmm(socket, &control::Request::Resume);
-            }
+            // The VMM leaves it paused for the copy of the disk, or will. One that runs refuses, which is well.
+            let _ = ask_vmm(socket, &control::Request::Resume);
         }
         // A broken session shows itself to whoever reads it.
         let _ = self.send(&HostMessage::Release);

@@ -34,6 +34,14 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        let mut byte = 0_u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the buffer has the one byte that is asked for, and the descriptor is open.
+        unsafe { libc::recv(self.client.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 0 }
+    }
+
     /// Answers. A client that does not read loses its connection, nothing else.
     pub fn answer(&self, answer: &Answer) {
         reply(&self.client, answer);

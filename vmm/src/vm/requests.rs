@@ -22,7 +22,7 @@ impl Vm {
         let done = match &asked.request {
             Request::Status => Ok(self.status()),
             Request::Pause => self.pause().map(|()| Done::default()).map_err(Refusal::from),
-            Request::Resume => self.resume().map(|()| Done::default()).map_err(Refusal::from),
+            Request::Resume => self.resume_for().map(|()| Done::default()).map_err(Refusal::from),
             Request::Snapshot { .. } => match self.save_for(asked) {
                 Some((asked, result)) => return asked.answer(&result.map_or_else(Answer::Error, Answer::Ok)),
                 None => return,
@@ -30,6 +30,17 @@ impl Vm {
             Request::Balloon { mib } => self.inflate(*mib),
         };
         asked.answer(&done.map_or_else(Answer::Error, Answer::Ok));
+    }
+
+    /// Resumes, or sees to it that a save does not leave the VM paused.
+    fn resume_for(&mut self) -> Result<(), VmError> {
+        match &mut self.saving {
+            Some(saving) if saving.stay_paused && matches!(self.vcpus, Vcpus::Running(_)) => {
+                saving.stay_paused = false;
+                Ok(())
+            }
+            _ => self.resume(),
+        }
     }
 
     fn status(&self) -> Done {

@@ -232,6 +232,11 @@ impl Saving {
         }
     }
 
+    /// The VM shall be paused afterwards, and there is somebody who will let it go on.
+    pub fn stays_paused(&self) -> bool {
+        self.stay_paused && !self.asked.is_abandoned()
+    }
+
     /// Answers who waits for it.
     pub fn answer(&self, answer: &Answer) {
         self.asked.answer(answer);

@@ -79,6 +79,7 @@ impl Vm {
         let running = matches!(self.vcpus, Vcpus::Running(_));
         let paused = if running { self.pause() } else { Ok(()) };
         let frozen = paused.map_err(SnapshotError::from).and_then(|()| self.freeze(&saving.save));
+        saving.stay_paused = saving.stays_paused();
         if running && !(saving.stay_paused && frozen.is_ok()) && matches!(self.vcpus, Vcpus::Paused(_)) {
             // A vCPU thread that is gone has reported why.
             let _ = self.resume();
