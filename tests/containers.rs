@@ -358,6 +358,16 @@ fn fraction() -> anyhow::Result<()> {
         ensure!(took <= share * 11 / 10, "--cpus {cpus} took {took} of {share} ticks");
         ensure!(took >= share / 2, "--cpus {cpus} took only {took} of {share} ticks");
     }
+    let stats = installation.stdout(["stats", "--no-stream", "--format", "json", "spin"])?;
+    let stats: Value = serde_json::from_str(&stats)?;
+    let spin = &stats["containers"][0];
+    let cpu = spin["cpu_percent"].as_f64().context("no cpu_percent")?;
+    ensure!(cpu > 1.0 && cpu < 60.0, "{cpu} % of a CPU");
+    let bytes = |part: &str, name: &str| spin["stats"][part][name].as_u64().unwrap_or(0);
+    let (total, used) = (bytes("guest", "total"), bytes("guest", "used"));
+    ensure!(total > 100 << 20 && total < 192 << 20 && used > 0 && used < total, "{stats}");
+    let (vmm, given) = (bytes("host", "vmm_pss"), bytes("host", "guest_pss"));
+    ensure!(vmm > 100 << 10 && vmm < 32 << 20 && given > 1 << 20 && given < total, "{stats}");
     let id = field(&installation, "spin", ".Id")?;
     let memory = field(&installation, "spin", ".HostConfig.Resources.memory")?.parse::<u64>()?;
     ensure!(memory > 128 << 20 && memory < 192 << 20, "{memory} bytes");

@@ -22,6 +22,7 @@ mod session;
 mod splice;
 mod tools;
 mod transport;
+mod usage;
 
 use failure::Failure;
 

@@ -37,6 +37,8 @@ pub enum HostMessage {
     Offer,
     /// To a tool: the pieces were read, or written.
     Done,
+    /// Say what the guest's memory is used for; answered by `Usage`.
+    Usage,
     /// Let go of the container's main process: what it wrote and was read is sent, then `Held`, and nothing more is
     /// read from it until `Release`, or until a copy of the machine gets `Adopt`.
     Hold,
@@ -83,12 +85,25 @@ pub enum AgentMessage {
     StdinCredit(u32),
     /// The process ended and all its output was sent before this.
     Exited(ExitStatus),
+    /// What the guest's memory is used for.
+    Usage(Usage),
     /// From a tool: the next part of a file's content is on the disks. Answered by `Done`.
     Pieces(Vec<Piece>),
     /// From a tool: the offered file's content should be sent.
     Declined,
     /// Nothing of the main process is on its way any more, see [`HostMessage::Hold`].
     Held,
+}
+
+/// What the guest's memory is used for, as its kernel counts, in KiB.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Usage {
+    /// MemTotal
+    pub total_kib: u64,
+    /// MemAvailable: what new processes could have.
+    pub available_kib: u64,
+    /// Buffers and Cached: files that the guest remembers.
+    pub cached_kib: u64,
 }
 
 /// Why a start failed.

@@ -17,6 +17,7 @@ use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
 use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
+use crate::stats_command::StatsArgs;
 
 /// Runs container images, each in a virtual machine of its own.
 #[derive(Parser)]
@@ -57,6 +58,8 @@ pub enum Command {
     Rename(RenameArgs),
     /// Change the limits of containers
     Update(UpdateArgs),
+    /// Show what containers cost
+    Stats(StatsArgs),
     /// List containers
     Ps(PsArgs),
     /// Show all that is known of containers or images, as JSON

@@ -21,6 +21,7 @@ mod resource_commands;
 mod run_options;
 mod session_commands;
 mod snapshot_commands;
+mod stats_command;
 mod system_commands;
 mod template_format;
 mod times;
@@ -89,6 +90,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
             list_commands::ps(&dirs, &options)?;
         }
         Command::Update(options) => return resource_commands::update(&dirs, &options),
+        Command::Stats(options) => stats_command::stats(&dirs, &options)?,
         Command::Inspect(options) => list_commands::inspect(&dirs, &options)?,
         Command::Exec(options) => return session_commands::exec(&dirs, options),
         Command::Attach(options) => return session_commands::attach(&dirs, &options),

@@ -28,6 +28,7 @@ pub mod resources;
 pub mod run;
 pub mod session;
 pub mod snapshot;
+pub mod stats;
 pub mod template;
 pub mod text;
 pub mod trace;

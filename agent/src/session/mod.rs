@@ -18,7 +18,7 @@ use crate::clock;
 use crate::container::Container;
 use crate::failure::Failure;
 use crate::process::Process;
-use crate::tools;
+use crate::{tools, usage};
 
 /// Bytes that may wait for the host before the process's output is left where it is.
 const OUT_HIGH_WATER: usize = 256 << 10;
@@ -158,6 +158,10 @@ impl Session {
                 let adopted = container.adopt(&plan);
                 self.started(adopted);
             }
+            HostMessage::Usage => match usage::read() {
+                Ok(usage) => self.send(&AgentMessage::Usage(usage)),
+                Err(failure) => self.fail(failure),
+            },
             HostMessage::Hold => self.hold(container),
             HostMessage::Release => {
                 if self.process.is_none() {

@@ -107,5 +107,6 @@ fn name(message: &AgentMessage) -> &'static str {
         AgentMessage::Pieces(_) => "Pieces",
         AgentMessage::Declined => "Declined",
         AgentMessage::Held => "Held",
+        AgentMessage::Usage(_) => "Usage",
     }
 }

@@ -120,7 +120,11 @@ fn of_agent(message: AgentMessage) -> Result<Option<Said>, SessionError> {
                 "speaks protocol version {protocol}, this lighter {PROTOCOL_VERSION}: start the container again"
             )));
         }
-        AgentMessage::Prepared | AgentMessage::Held | AgentMessage::Pieces(_) | AgentMessage::Declined => {
+        AgentMessage::Prepared
+        | AgentMessage::Held
+        | AgentMessage::Usage(_)
+        | AgentMessage::Pieces(_)
+        | AgentMessage::Declined => {
             return Err(SessionError::Protocol("said what nobody asked".to_owned()));
         }
         AgentMessage::Started { .. } => Said::Started,

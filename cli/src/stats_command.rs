@@ -1,0 +1,105 @@
+//! `lighter stats`: what containers cost the host, and what their guests believe.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use clap::Args;
+use engine::container::record;
+use engine::dirs::Dirs;
+use engine::stats::{self, Stats};
+use serde_json::json;
+
+use crate::lifecycle_commands::running;
+use crate::output::{self, Format, human_size};
+
+/// Between two readings.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// `lighter stats`
+#[derive(Args)]
+pub struct StatsArgs {
+    /// Print once
+    #[arg(long)]
+    no_stream: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+    /// Names or IDs [default: all that run]
+    containers: Vec<String>,
+}
+
+/// Prints figures, again and again unless told otherwise.
+pub fn stats(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<()> {
+    let mut before = read(dirs, args)?;
+    loop {
+        std::thread::sleep(INTERVAL);
+        let now = read(dirs, args)?;
+        let lines: Vec<_> = now.values().map(|stats| (stats, before.get(&stats.id))).collect();
+        if !args.no_stream && std::io::stdout().is_terminal() {
+            // Home, and clear: each reading replaces the one before.
+            output::print("\x1b[H\x1b[J")?;
+        }
+        show(&lines, args.format)?;
+        if args.no_stream {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+fn read(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<BTreeMap<String, Stats>> {
+    let records = match args.containers.as_slice() {
+        [] => record::list(dirs).into_iter().filter(record::Record::is_running).collect(),
+        names => names.iter().map(|name| running(dirs, name)).collect::<anyhow::Result<Vec<_>>>()?,
+    };
+    Ok(records.iter().filter_map(stats::read).map(|stats| (stats.id.clone(), stats)).collect())
+}
+
+/// Percent of one host CPU since the reading before.
+fn cpu_percent(now: &Stats, before: Option<&Stats>) -> f64 {
+    let Some(before) = before else { return 0.0 };
+    let time = now.time_ns.saturating_sub(before.time_ns).max(1);
+    now.cpu_ns.saturating_sub(before.cpu_ns) as f64 * 100.0 / time as f64
+}
+
+fn show(lines: &[(&Stats, Option<&Stats>)], format: Format) -> anyhow::Result<()> {
+    if format == Format::Json {
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|(now, before)| json!({"cpu_percent": cpu_percent(now, *before), "stats": now}))
+            .collect();
+        return output::print_json(&json!({"schema": "lighter.stats.v1", "containers": lines}));
+    }
+    let heads = [
+        "CONTAINER ID",
+        "NAME",
+        "CPU %",
+        "GUEST USED / HAS",
+        "HOST GIVES",
+        "OWN",
+        "VMM",
+        "CACHED TWICE",
+        "NET I/O",
+        "BLOCK I/O",
+    ];
+    let mut table = output::table(&heads);
+    for (now, before) in lines {
+        let twice = now.guest.zip(now.host.disk_cache).map(|(guest, host)| guest.cached.min(host));
+        table.add_row([
+            now.id.clone(),
+            now.name.clone(),
+            format!("{:.1}", cpu_percent(now, *before)),
+            now.guest.map_or("-".to_owned(), |guest| {
+                format!("{} / {}", human_size(guest.used), human_size(guest.total))
+            }),
+            human_size(now.host.guest_pss),
+            human_size(now.host.guest_private),
+            human_size(now.host.vmm_pss),
+            twice.map_or("-".to_owned(), |bytes| format!("at most {}", human_size(bytes))),
+            format!("{} / {}", human_size(now.net.input), human_size(now.net.output)),
+            format!("{} / {}", human_size(now.block.input), human_size(now.block.output)),
+        ]);
+    }
+    output::print_table(&table)
+}
