@@ -23,7 +23,7 @@ const PROGRAMS: [Program; 2] = [
         binary: "agent",
         profile: "agent",
         // At a fixed address: relocating itself would cost the guest page faults.
-        rustflags: "-C target-feature=+crt-static -C relocation-model=static",
+        rustflags: "-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--icf=all,-O2,--build-id=none",
         sources: &["agent", "agent_protocol", "archive"],
     },
     Program {

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,13 +57,14 @@ fn made_and_cloned() -> anyhow::Result<()> {
     for _ in 0..2 {
         let warm = phases(&installation, &[])?;
         ensure!(has(&warm, "resume") && !has(&warm, "kernel"), "{warm:?}");
-        ensure!(count(&installation)? == 1);
+        // The machine's and the image's.
+        ensure!(count(&installation)? == 2);
     }
-    // Another shape is another template.
+    // Another shape is another machine.
     phases(&installation, &["--read-only"])?;
-    ensure!(count(&installation)? == 2);
+    ensure!(count(&installation)? == 4);
     let pruned = installation.stdout(["system", "prune", "--force"])?;
-    ensure!(pruned.contains("2 templates") && count(&installation)? == 0, "{pruned}");
+    ensure!(pruned.contains("4 templates") && count(&installation)? == 0, "{pruned}");
     ensure!(installation.leftovers()?.is_empty());
     Ok(())
 }
@@ -107,38 +107,44 @@ fn at_once() -> anyhow::Result<()> {
         let output = finish(child, GUEST_DEADLINE)?;
         ensure!(output.stdout == b"up\n", "{}", String::from_utf8_lossy(&output.stderr));
     }
-    ensure!(count(&installation)? == 1);
+    // The machine's and the image's.
+    ensure!(count(&installation)? == 2);
     Ok(())
 }
 
-/// The files called `name` in the templates of `installation`.
-fn files(installation: &Installation, name: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+/// Damages the saved state of every template of `installation`, or of the images' alone, which have a layer.
+fn damage(installation: &Installation, machines_too: bool) -> anyhow::Result<()> {
+    let mut damaged = 0;
     for entry in std::fs::read_dir(installation.root().join("templates"))? {
-        let path = entry?.path().join("snapshot").join(name);
-        found.extend(path.exists().then_some(path));
+        let template = entry?.path();
+        if !machines_too && !template.join("layer.ext4").exists() {
+            continue;
+        }
+        let state = template.join("snapshot/state");
+        let mut bytes = std::fs::read(&state)?;
+        *bytes.last_mut().context("an empty state")? ^= 1;
+        std::fs::write(&state, bytes)?;
+        damaged += 1;
     }
-    Ok(found)
+    ensure!(damaged > 0, "there is no template");
+    Ok(())
 }
 
 fn damaged() -> anyhow::Result<()> {
     let installation = Installation::without_templates()?;
     let image = busybox_reference()?;
+    let say_up = || finish(installation.command(run(&image, &["echo", "up"])).spawn()?, GUEST_DEADLINE);
     installation.stdout(run(&image, &["true"]))?;
-    let state = files(&installation, "state")?.pop().context("no state")?;
-    let mut bytes = std::fs::read(&state)?;
-    *bytes.last_mut().context("an empty state")? ^= 1;
-    std::fs::write(&state, bytes)?;
-    let output = finish(installation.command(run(&image, &["echo", "up"])).spawn()?, GUEST_DEADLINE)?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.stdout == b"up\n" && stderr.contains("damaged"), "{stderr}");
-    // The new one is whole.
-    let output = finish(installation.command(run(&image, &["echo", "up"])).spawn()?, GUEST_DEADLINE)?;
-    ensure!(
-        output.stdout == b"up\n" && output.stderr.is_empty(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    for machines_too in [false, true] {
+        damage(&installation, machines_too)?;
+        let output = say_up()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.stdout == b"up\n" && stderr.contains("damaged"), "{stderr}");
+        // The new one is whole.
+        let output = say_up()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.stdout == b"up\n" && output.stderr.is_empty(), "{stderr}");
+    }
     Ok(())
 }
 
@@ -153,7 +159,8 @@ fn removed() -> anyhow::Result<()> {
     stdout.read_line(&mut line)?;
     ensure!(line == "up\n", "{line:?}");
     let pruned = installation.stdout(["system", "prune", "--force"])?;
-    ensure!(pruned.contains(" 0 templates"), "a template in use was pruned: {pruned}");
+    // The machine's, but not the image's, which is in use.
+    ensure!(pruned.contains(" 1 templates"), "a template in use was pruned: {pruned}");
     std::fs::remove_dir_all(installation.root().join("templates"))?;
     child.stdin.take().context("no stdin")?.write_all(b"still here\n")?;
     let mut rest = String::new();
