@@ -130,7 +130,8 @@ fn booted(bench: &Bench, config: &VmConfig) -> (Vm, Instant, u64) {
     let started = Instant::now();
     loop {
         run(&mut vm, Duration::from_millis(200));
-        if let Some(page) = find_page(&vm) {
+        // Its page is there a moment before it watches.
+        if let Some(page) = find_page(&vm).filter(|page| seen(&vm, *page).turns > 3) {
             return (vm, started, page);
         }
         assert!(started.elapsed() < BOOT, "the guest does not come up:\n{}", bench.console());
