@@ -1,8 +1,8 @@
 //! The options of the verbs for containers, as Docker's users know them.
 
-use std::path::PathBuf;
-
 use clap::Args;
+
+use crate::options::process::ProcessArgs;
 
 /// Verbs that only name containers.
 #[derive(Args)]
@@ -137,30 +137,12 @@ pub struct ExecArgs {
     /// Do not wait for it
     #[arg(short, long)]
     pub detach: bool,
-    /// Pass stdin on
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the process a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable, or take the host's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Set the variables in a file
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
-    /// Working directory [default: the container's]
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User, and group, of the process [default: the container's]
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
+    /// The process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
     /// All capabilities
     #[arg(long)]
     pub privileged: bool,
-    /// Keys that leave it running
-    #[arg(long, value_name = "KEYS", default_value = engine::session::detach::DEFAULT)]
-    pub detach_keys: String,
     /// Name or ID
     pub container: String,
     /// What to run in it

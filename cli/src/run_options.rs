@@ -6,7 +6,6 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use engine::container::spec::{Lifetime, MachineSpec, RestartPolicy};
 use engine::plan::PlanOptions;
-use engine::plan::environment::EnvironmentOptions;
 use engine::plan::resources;
 use engine::run::RunOptions;
 use images::pull::{PullOptions, PullPolicy};
@@ -16,6 +15,7 @@ use crate::args::RegistryArgs;
 use crate::lifecycle_commands::labels;
 use crate::lifetime_options::LifetimeArgs;
 use crate::options::network::NetworkArgs;
+use crate::options::process::ProcessArgs;
 use crate::options::resources::ResourceArgs;
 use crate::output::Format;
 
@@ -29,9 +29,6 @@ pub struct RunArgs {
     /// Do not stay with it: print its ID when its process runs
     #[arg(short, long)]
     pub detach: bool,
-    /// Keys that leave it running
-    #[arg(long, value_name = "KEYS", default_value = engine::session::detach::DEFAULT)]
-    pub detach_keys: String,
     /// Hand signals on
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -42,24 +39,9 @@ pub struct RunArgs {
     /// When it begins, ends and begins again.
     #[command(flatten)]
     pub lifetime: LifetimeArgs,
-    /// Pass stdin on
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the process a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable, or take the host's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Set the variables in a file
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User, and group, of the process
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
+    /// The process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
     /// Give the process another group
     #[arg(long, value_name = "GROUP")]
     pub group_add: Vec<String>,
@@ -179,13 +161,13 @@ impl RunArgs {
         let plan = PlanOptions {
             entrypoint: self.entrypoint,
             command: command.to_vec(),
-            environment: EnvironmentOptions { files: self.env_file, variables: self.env },
-            workdir: self.workdir,
-            user: self.user,
+            environment: self.process.environment(),
+            workdir: self.process.workdir,
+            user: self.process.user,
             groups: self.group_add,
             hostname: self.hostname,
-            interactive: self.interactive,
-            terminal: self.tty.then(terminal_size),
+            interactive: self.process.interactive,
+            terminal: self.process.tty.then(terminal_size),
             read_only: self.read_only,
             privileged: self.privileged,
             cap_add: self.cap_add,
@@ -211,7 +193,7 @@ impl RunArgs {
             resources: limits,
             lifetime: Lifetime {
                 remove: self.rm,
-                stdin_once: self.interactive && !self.detach,
+                stdin_once: self.process.interactive && !self.detach,
                 ..self.lifetime.lifetime()?
             },
             health: self.lifetime.health()?,

@@ -10,7 +10,6 @@ use engine::dirs::Dirs;
 use engine::exec::{self, ExecOptions};
 use engine::keeper::client;
 use engine::keeper::protocol::Request;
-use engine::plan::environment::EnvironmentOptions;
 use engine::run::Watcher;
 use engine::session::peer::Peer;
 use engine::session::signals::Signals;
@@ -26,8 +25,8 @@ use crate::run_options::RunArgs;
 /// `lighter run`: nothing on stdout but what the container writes. Gives the exit code.
 pub fn run(dirs: &Dirs, args: RunArgs, mut trace: Trace) -> anyhow::Result<u8> {
     let (trace_format, trace_file) = (args.trace, args.trace_file.clone());
-    let (interactive, tty, detach) = (args.interactive, args.tty, args.detach);
-    let detach_keys = args.detach_keys.parse()?;
+    let (interactive, tty, detach) = (args.process.interactive, args.process.tty, args.detach);
+    let detach_keys = args.process.detach_keys.parse()?;
     let (signals, cidfile) = (args.sig_proxy, args.cidfile.clone());
     let options = args.run_options()?;
     ensure!(
@@ -110,28 +109,32 @@ fn attach_to(
 pub fn exec(dirs: &Dirs, args: ExecArgs) -> anyhow::Result<u8> {
     let record = record::find(dirs, &args.container)?;
     ensure!(
-        args.detach || !(args.interactive && args.tty) || std::io::stdin().is_terminal(),
+        args.detach || !(args.process.interactive && args.process.tty) || std::io::stdin().is_terminal(),
         "-t wants a terminal as stdin, but it is none: leave -t out"
     );
     let default_size = engine::TerminalSize { rows: 24, columns: 80 };
     let options = ExecOptions {
         command: args.command,
-        environment: EnvironmentOptions { files: args.env_file, variables: args.env },
-        workdir: args.workdir,
-        user: args.user,
-        interactive: args.interactive && !args.detach,
-        terminal: args.tty.then(|| own_size().unwrap_or(default_size)),
+        environment: args.process.environment(),
+        workdir: args.process.workdir.clone(),
+        user: args.process.user.clone(),
+        interactive: args.process.interactive && !args.detach,
+        terminal: args.process.tty.then(|| own_size().unwrap_or(default_size)),
         privileged: args.privileged,
     };
     let process = exec::process(&record, &options)?;
     let blocked = Signals::block().context("cannot watch signals")?;
     let link = exec::start(&record, process)?;
-    let manner =
-        Manner { terminal: args.tty, signals: true, owner: false, detach_keys: args.detach_keys.parse()? };
+    let manner = Manner {
+        terminal: args.process.tty,
+        signals: true,
+        owner: false,
+        detach_keys: args.process.detach_keys.parse()?,
+    };
     if args.detach {
         return detached(link);
     }
-    stay(Peer::Agent(link), manner, args.interactive, &blocked, &mut Trace::start())
+    stay(Peer::Agent(link), manner, args.process.interactive, &blocked, &mut Trace::start())
 }
 
 /// Waits until a process that nobody listens to runs.

@@ -1,4 +1,5 @@
 //! Options that several commands share, each with its translation for the engine.
 
 pub mod network;
+pub mod process;
 pub mod resources;
