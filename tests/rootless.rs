@@ -131,9 +131,11 @@ fn call_when_it_serves() -> anyhow::Result<String> {
 
 /// No process of the user, and no container.
 fn nothing_is_left(home: &Path) -> anyhow::Result<()> {
-    let processes = Command::new("ps").args(["-o", "args=", "-u", &USER.to_string()]).output()?;
-    let left = String::from_utf8_lossy(&processes.stdout).into_owned();
-    ensure!(left.trim().is_empty(), "left behind: {left}");
+    let processes = Command::new("ps").args(["-o", "stat=,args=", "-u", &USER.to_string()]).output()?;
+    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
+    // What has ended may wait for a slow PID 1 to notice.
+    let left: Vec<_> = processes.lines().filter(|line| !line.starts_with('Z')).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
     let containers = home.join(".local/share/lighter/containers");
     let count = std::fs::read_dir(&containers).map(Iterator::count).unwrap_or_default();
     ensure!(count == 0, "{count} containers are left in {}", containers.display());

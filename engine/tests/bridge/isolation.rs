@@ -66,11 +66,12 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Learns who has `ip` by ARP.
+    /// Learns who has `ip` by ARP, asking again as a guest would: the bridge takes nothing from a port before it
+    /// has noticed the carrier, which may last a second.
     fn mac_of(&self, ip: Ipv4Addr) -> anyhow::Result<[u8; 6]> {
-        self.send(&arp(1, self.mac, self.mac, self.ip, ip))?;
         let mut buffer = [0; 4096];
-        for _ in 0..20 {
+        for _ in 0..40 {
+            self.send(&arp(1, self.mac, self.mac, self.ip, ip))?;
             let mut fds = [PollFd::new(self.tap, PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 300_000_000 }))?;
             let Ok(count) = rustix::io::read(self.tap, &mut buffer) else { continue };
