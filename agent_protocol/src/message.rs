@@ -143,6 +143,17 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// Power off when the main process ended and the host hung up.
     pub power_off_at_exit: bool,
+    /// Beside those of the machine.
+    pub limits: GuestLimits,
+}
+
+/// Limits that the guest's kernel holds.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GuestLimits {
+    /// Processes and threads at once; 0 is no limit.
+    pub pids: u32,
+    /// Size of `/dev/shm` in bytes; 0 is the usual 64 MiB.
+    pub shm_bytes: u64,
 }
 
 /// Which disks make the root.

@@ -6,7 +6,8 @@ use engine::container::record;
 use engine::dirs::Dirs;
 use engine::events::{Event, emit};
 use engine::plan::resources;
-use engine::resources::cgroup::Cgroup;
+use engine::resources::ResourceSpec;
+use engine::resources::live::{self, Shrunk};
 
 use crate::lifecycle_commands::each;
 use crate::options::resources::ResourceArgs;
@@ -17,6 +18,9 @@ pub struct UpdateArgs {
     /// Processor time in CPUs, at most as many as the machine has
     #[arg(long, value_name = "N")]
     cpus: Option<String>,
+    /// Memory, with unit b, k, m or g: up to what it was started with while it runs, any size while it does not
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<String>,
     /// What it may take of its host.
     #[command(flatten)]
     resources: ResourceArgs,
@@ -31,9 +35,14 @@ pub struct UpdateArgs {
 /// Changes limits.
 pub fn update(dirs: &Dirs, args: &UpdateArgs) -> anyhow::Result<u8> {
     let vcpus = args.cpus.as_deref().map(resources::parse_cpus).transpose()?;
-    let change = args.resources.spec(args.cpus.as_deref(), None)?;
+    let memory_mib = args.memory.as_deref().map(resources::parse_memory).transpose()?;
+    let memory = memory_mib.map(|mib| u64::from(resources::vm_memory_mib(mib)) << 20);
+    let change = args.resources.spec(args.cpus.as_deref(), memory)?;
     let restart = args.restart.as_deref().map(str::parse).transpose()?;
-    ensure!(change.limits() || restart.is_some(), "nothing to change: see `lighter update --help`");
+    ensure!(
+        change != ResourceSpec::default() || restart.is_some(),
+        "nothing to change: see `lighter update --help`"
+    );
     each(&args.containers, |name| {
         let record = record::find(dirs, name)?;
         let has = record.spec.machine.vcpus;
@@ -45,8 +54,22 @@ pub fn update(dirs: &Dirs, args: &UpdateArgs) -> anyhow::Result<u8> {
         let mut spec = record.spec.clone();
         spec.resources = spec.resources.updated(&change);
         spec.lifetime.restart = restart.unwrap_or(spec.lifetime.restart);
-        if let Some(vmm) = record.state.vmm.filter(|_| record.is_running() && change.limits()) {
-            Cgroup::change(&spec.id, &spec.resources, vmm)?;
+        if record.is_running() {
+            spec.machine.next_memory_mib = memory_mib.or(spec.machine.next_memory_mib);
+            let mut limits = spec.resources.clone();
+            if let Some(Shrunk::Partly(missing)) =
+                memory_mib.map(|mib| live::set_memory(&record, mib)).transpose()?
+            {
+                // The host's limit would end the machine.
+                limits.memory = record.spec.resources.memory;
+                eprintln!(
+                    "lighter: {} uses its memory: {missing} MiB of it are still to be given back, as soon as they are free",
+                    record.name
+                );
+            }
+            live::apply(&record, &limits, &change)?;
+        } else {
+            spec.machine.memory_mib = memory_mib.unwrap_or(spec.machine.memory_mib);
         }
         record::write_json(&record.data.join("spec.json"), &spec)
             .context("cannot write the container down")?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
+use engine::GuestLimits;
 use engine::container::spec::{Lifetime, MachineSpec, RestartPolicy};
 use engine::plan::PlanOptions;
 use engine::plan::resources;
@@ -93,6 +94,16 @@ pub struct RunArgs {
     /// Resource limit
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
+    /// Processes and threads at once; 0 or -1 for no limit
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Size of /dev/shm, with unit b, k, m or g [default: 64m]
+    #[arg(long, value_name = "SIZE")]
+    pub shm_size: Option<String>,
+    /// Give memory that the guest frees back to the host
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub memory_reclaim: bool,
     /// no-new-privileges
     #[arg(long, value_name = "OPTION")]
     pub security_opt: Vec<String>,
@@ -175,6 +186,7 @@ impl RunArgs {
             ulimits: self.ulimit,
             no_new_privileges: no_new_privileges(&self.security_opt)?,
             stop_signal: self.lifetime.stop_signal.clone(),
+            limits: guest_limits(self.pids_limit, self.shm_size.as_deref())?,
         };
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
@@ -188,6 +200,8 @@ impl RunArgs {
                 initrd: self.initrd.map(absolute),
                 kernel_args: self.kernel_arg,
                 cold: self.cold,
+                next_memory_mib: None,
+                memory_reclaim: self.memory_reclaim,
             },
             network: self.network.spec()?,
             resources: limits,
@@ -206,6 +220,17 @@ impl RunArgs {
         );
         Ok(options)
     }
+}
+
+fn guest_limits(pids: Option<i64>, shm: Option<&str>) -> anyhow::Result<GuestLimits> {
+    let pids = pids.filter(|pids| *pids != -1).unwrap_or(0);
+    let pids = u32::try_from(pids)
+        .with_context(|| format!("--pids-limit {pids}: write a number of processes, 0 or -1 for no limit"))?;
+    let shm_bytes = shm.map_or(Some(0), resources::parse_size);
+    let shm_bytes = shm_bytes.with_context(|| {
+        format!("--shm-size {:?} is no size: write for example 128m", shm.unwrap_or_default())
+    })?;
+    Ok(GuestLimits { pids, shm_bytes })
 }
 
 /// The same file from any working directory: a container may be started again from another one.

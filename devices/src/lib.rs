@@ -12,6 +12,7 @@ pub mod generation;
 pub mod i8042;
 pub mod ioapic;
 pub mod power;
+pub mod rate;
 pub mod serial;
 pub mod virtio;
 

@@ -34,4 +34,4 @@ pub mod text;
 pub mod trace;
 
 pub use agent_protocol::PROTOCOL_VERSION;
-pub use agent_protocol::message::{HostMessage, TerminalSize};
+pub use agent_protocol::message::{GuestLimits, HostMessage, TerminalSize};

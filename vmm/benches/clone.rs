@@ -176,6 +176,7 @@ fn machine(bench: &Bench) -> VmConfig {
             read_only,
             serial: String::new(),
             engine: BlockEngine::default(),
+            limits: Default::default(),
         });
     }
     config.vsock = Some(VsockConfig { guest_cid: 3, uds_path: bench.path("vsock") });

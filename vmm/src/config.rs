@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use devices::rate::{BucketConfig, RateLimits, Rates};
 pub use devices::virtio::block::BlockEngine;
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,9 @@ pub struct DiskConfig {
     /// the kernel many at a time.
     #[serde(default)]
     pub engine: BlockEngine,
+    /// What it may carry.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 /// A file that the guest sees as memory, without a page cache of its own where it mounts it with DAX.
@@ -144,6 +148,9 @@ pub struct NetConfig {
     pub backend: NetBackend,
     /// MAC address of the guest's side.
     pub mac: [u8; 6],
+    /// What it may carry.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 /// What carries the frames of an interface.

@@ -67,7 +67,13 @@ fn late_disk(bench: &Bench, mut config: VmConfig, change: impl FnOnce(&mut VmCon
     std::fs::write(&path, [&b"it came in late!"[..], &[0; 4096 - 16]].concat()).unwrap();
     change(
         &mut config,
-        DiskConfig { path, read_only: true, serial: String::new(), engine: BlockEngine::default() },
+        DiskConfig {
+            path,
+            read_only: true,
+            serial: String::new(),
+            engine: BlockEngine::default(),
+            limits: Default::default(),
+        },
     );
     let mut clone = template.start(&config);
     let start = Instant::now();
@@ -97,6 +103,7 @@ fn medium() {
         read_only: true,
         serial: String::new(),
         engine: BlockEngine::default(),
+        limits: Default::default(),
     });
     late_disk(&bench, config, |config, disk| config.disks[1] = disk);
 }
@@ -149,6 +156,7 @@ fn sharing() {
         read_only: true,
         serial: String::new(),
         engine: BlockEngine::default(),
+        limits: Default::default(),
     };
     let disk = PluggedConfig { disks: vec![disk], ..Default::default() };
     let memory = PluggedConfig { pmem: vec![PmemConfig { path, read_only: true }], ..Default::default() };

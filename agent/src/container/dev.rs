@@ -17,7 +17,7 @@ struct Mount {
     data: Option<&'static CStr>,
 }
 
-const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+pub const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 const fn mount(
     target: &'static str,

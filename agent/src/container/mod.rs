@@ -3,6 +3,7 @@
 mod copy;
 mod dev;
 mod files;
+mod limits;
 mod mounts;
 mod quiet;
 mod random;
@@ -106,6 +107,7 @@ impl Container {
         if let Some((address, _)) = forward.flat_map(|network| &network.interfaces).find_map(|eth| eth.ipv4) {
             self.forwarder = Some(Forwarder::open(address)?);
         }
+        limits::set(&plan.limits)?;
         prepared.files.write(plan)
     }
 

@@ -1,7 +1,8 @@
 //! The options about what a container may take of its host.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::Args;
+use engine::resources::rates::{DeviceRate, DeviceRates, RateError, parse_network};
 use engine::resources::{PERIOD_US, Quota, ResourceSpec};
 
 /// Options of `run`, `create` and `update`, beside `--cpus` and `--memory`.
@@ -19,6 +20,21 @@ pub struct ResourceArgs {
     /// CPUs of the host that it may use, for example 0-2,4
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
+    /// Bytes a second that its disks give, for example 10mb; 0 for no limit
+    #[arg(long, value_name = "[DEVICE:]RATE")]
+    pub device_read_bps: Vec<String>,
+    /// Bytes a second that its disks take
+    #[arg(long, value_name = "[DEVICE:]RATE")]
+    pub device_write_bps: Vec<String>,
+    /// Reads a second
+    #[arg(long, value_name = "[DEVICE:]RATE")]
+    pub device_read_iops: Vec<String>,
+    /// Writes a second
+    #[arg(long, value_name = "[DEVICE:]RATE")]
+    pub device_write_iops: Vec<String>,
+    /// Bytes (10mb) or bits (100mbit) a second that it sends, and as many that it receives; 0 for no limit
+    #[arg(long, value_name = "RATE")]
+    pub network_rate: Option<String>,
 }
 
 impl ResourceArgs {
@@ -35,8 +51,29 @@ impl ResourceArgs {
             shares: self.cpu_shares,
             cpuset: self.cpuset_cpus.clone(),
             memory,
+            rates: self.rates()?,
         };
         spec.check()?;
         Ok(spec)
     }
+
+    fn rates(&self) -> anyhow::Result<DeviceRates> {
+        let bytes = |texts: &[String], option| all(texts, option, DeviceRate::bytes);
+        let operations = |texts: &[String], option| all(texts, option, DeviceRate::operations);
+        Ok(DeviceRates {
+            read_bps: bytes(&self.device_read_bps, "--device-read-bps")?,
+            write_bps: bytes(&self.device_write_bps, "--device-write-bps")?,
+            read_iops: operations(&self.device_read_iops, "--device-read-iops")?,
+            write_iops: operations(&self.device_write_iops, "--device-write-iops")?,
+            network: self.network_rate.as_deref().map(parse_network).transpose()?,
+        })
+    }
+}
+
+fn all(
+    texts: &[String],
+    option: &'static str,
+    parse: impl Fn(&str) -> Result<DeviceRate, RateError>,
+) -> anyhow::Result<Vec<DeviceRate>> {
+    texts.iter().map(|text| parse(text).context(option)).collect()
 }

@@ -14,6 +14,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::GuestRam;
+use crate::rate::RateControl;
 
 /// Raises the device's interrupt. Implemented by the transport; devices only call it.
 pub trait Interrupt: Send + Sync {
@@ -147,6 +148,11 @@ pub trait VirtioDevice: Send {
     fn process_host_event(&mut self, token: u32, events: EventSet) -> Result<(), ProtocolViolation> {
         let _ = (token, events);
         Ok(())
+    }
+
+    /// What changes the device's limits, if it can have any.
+    fn rate_control(&self) -> Option<RateControl> {
+        None
     }
 
     /// What the host last failed at, in words, if it failed since the last call. Asked after each

@@ -53,6 +53,9 @@ pub struct ContainerSpec {
 pub struct MachineSpec {
     /// `--memory`: what the container gets.
     pub memory_mib: u32,
+    /// What it gets from its next boot on, where `update` said so while it ran.
+    #[serde(default)]
+    pub next_memory_mib: Option<u32>,
     /// `--cpus`
     pub vcpus: u8,
     /// `--kernel`
@@ -63,6 +66,13 @@ pub struct MachineSpec {
     pub kernel_args: Vec<String>,
     /// `--cold`: boot, neither use nor make a template.
     pub cold: bool,
+    /// `--memory-reclaim`: the guest gives memory back that it does not use.
+    #[serde(default = "on")]
+    pub memory_reclaim: bool,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// When a container begins and ends.
@@ -167,6 +177,8 @@ pub(crate) mod tests {
                 initrd: None,
                 kernel_args: Vec::new(),
                 cold: false,
+                memory_reclaim: true,
+                next_memory_mib: None,
             },
             network: NetworkSpec::default(),
             resources: ResourceSpec::default(),

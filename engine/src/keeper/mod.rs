@@ -169,8 +169,10 @@ impl Keeper<'_> {
 
     /// One start and run. A template that the VMM refuses is made anew, once.
     fn live(&mut self) -> Result<Outcome, RunError> {
+        let copy = Resumption::claim(self.container.data());
+        self.renew(copy.is_none())?;
         let mut machine = Machine::of(&self.spec, self.dirs, self.container.data())?;
-        if let Some(copy) = Resumption::claim(self.container.data()) {
+        if let Some(copy) = copy {
             machine.agent = copy.agent();
             return self.live_in(&machine, None, Some(&copy));
         }
@@ -229,6 +231,7 @@ impl Keeper<'_> {
         self.note_network(&attachment);
         self.trace.end("network");
         let mut config = machine.config(&self.container, &self.spec.plan, Some(&attachment), template);
+        Machine::limit(&mut config, &self.spec.resources.rates);
         if let Some(copy) = copy {
             config.restore = Some(RestoreConfig::full(copy.machine()));
         }
@@ -284,12 +287,21 @@ impl Keeper<'_> {
         Ok(Life::new(setup, vm).run()?)
     }
 
-    /// Limits as they are now: an update may have changed them.
-    fn cgroup(&mut self) -> Result<Option<Cgroup>, RunError> {
+    /// Takes the limits as they are now: an update may have changed them. A machine that boots may have another size.
+    fn renew(&mut self, boots: bool) -> Result<(), RunError> {
         let (_, spec, _) = record::load(&self.container)?;
         self.spec.resources = spec.resources;
+        if let Some(memory_mib) = spec.machine.next_memory_mib.filter(|_| boots) {
+            self.spec.machine.memory_mib = memory_mib;
+            self.spec.machine.next_memory_mib = None;
+            self.container.describe(&self.spec)?;
+        }
+        Ok(())
+    }
+
+    fn cgroup(&mut self) -> Result<Option<Cgroup>, RunError> {
         let resources = &self.spec.resources;
-        if !resources.limits() {
+        if !resources.needs_cgroup() {
             return Ok(None);
         }
         match Cgroup::create(&self.spec.id, resources) {

@@ -108,6 +108,17 @@ pub enum Interfaces {
     User,
 }
 
+impl Interfaces {
+    /// How many there are.
+    pub fn count(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Taps(count) => count,
+            Self::User => 1,
+        }
+    }
+}
+
 /// A container cannot be in this network, or not leave it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConnectError {

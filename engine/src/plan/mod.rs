@@ -8,16 +8,16 @@ pub mod resources;
 pub mod stop_signal;
 pub mod ulimit;
 
-use agent_protocol::message::{ContainerPlan, NetworkPlan, ProcessPlan, RootPlan, TerminalSize};
+use agent_protocol::message::{ContainerPlan, GuestLimits, NetworkPlan, ProcessPlan, RootPlan, TerminalSize};
 use oci_spec::image::Config;
 use serde::{Deserialize, Serialize};
 
 use environment::EnvironmentOptions;
 
 /// Block device of the image in the guest.
-const IMAGE_DEVICE: &str = "/dev/vdb";
+pub(crate) const IMAGE_DEVICE: &str = "/dev/vdb";
 /// Block device of the writable layer in the guest.
-const WRITABLE_DEVICE: &str = "/dev/vdc";
+pub(crate) const WRITABLE_DEVICE: &str = "/dev/vdc";
 /// How a container is asked to end where its image says nothing.
 const DEFAULT_STOP_SIGNAL: i32 = 15;
 /// Longest host name that Linux takes.
@@ -58,6 +58,8 @@ pub struct PlanOptions {
     pub no_new_privileges: bool,
     /// `--stop-signal`
     pub stop_signal: Option<String>,
+    /// `--pids-limit` and `--shm-size`
+    pub limits: GuestLimits,
 }
 
 /// Why no plan can be made.
@@ -100,6 +102,8 @@ pub struct Plan {
     read_only: bool,
     /// What asks the process to end.
     pub stop_signal: i32,
+    #[serde(default)]
+    limits: GuestLimits,
 }
 
 impl Plan {
@@ -153,7 +157,7 @@ impl Plan {
             None => DEFAULT_STOP_SIGNAL,
             Some(text) => stop_signal::parse(text).ok_or_else(|| PlanError::StopSignal(text.to_owned()))?,
         };
-        Ok(Self { process, hostname, read_only: options.read_only, stop_signal })
+        Ok(Self { process, hostname, read_only: options.read_only, stop_signal, limits: options.limits })
     }
 
     /// Gives the host another name if it is called `old`, as one without a name of its own is.
@@ -204,6 +208,7 @@ impl Plan {
             network: Some(network),
             process: self.process.clone(),
             power_off_at_exit: true,
+            limits: self.limits,
         }
     }
 }

@@ -189,6 +189,7 @@ mod tests {
             shares: Some(512),
             cpuset: None,
             memory: Some(1 << 20),
+            ..ResourceSpec::default()
         };
         let read = |path: &str| std::fs::read_to_string(base.path().join(path)).unwrap();
         let unified = Cgroup { hierarchy: Hierarchy::Unified(base.path().to_owned()), name: "two".into() };

@@ -1,12 +1,17 @@
-//! What a container may take of its host: limits on its VMM process by a cgroup of its own.
+//! What a container may take of its host: limits on its VMM process by a cgroup of its own, and on its devices by the
+//! VMM.
 //!
 //! The guest sees whole vCPUs and its own memory; how much of the host's processors these get, and which, is decided
 //! here. Without an option nothing is made.
 
 pub mod cgroup;
 mod hierarchy;
+pub mod live;
+pub mod rates;
 
 use serde::{Deserialize, Serialize};
+
+use self::rates::{DeviceRates, RateError};
 
 /// Length of a period in which a quota counts, in microseconds: the kernel's default.
 pub const PERIOD_US: u64 = 100_000;
@@ -26,6 +31,9 @@ pub struct ResourceSpec {
     pub cpuset: Option<String>,
     /// `--memory` was given: bytes that the VMM process with its guest gets of the host.
     pub memory: Option<u64>,
+    /// `--device-read-bps` and its companions, `--network-rate`.
+    #[serde(default)]
+    pub rates: DeviceRates,
 }
 
 /// So much processor time in each period.
@@ -56,6 +64,9 @@ pub enum LimitError {
     /// `--cpuset-cpus`
     #[error("--cpuset-cpus {0:?} is no list of CPUs: write for example 0-2,4")]
     Cpuset(String),
+    /// Of a device.
+    #[error(transparent)]
+    Rate(#[from] RateError),
 }
 
 impl Quota {
@@ -74,9 +85,9 @@ impl Quota {
 }
 
 impl ResourceSpec {
-    /// There is something to limit.
-    pub fn limits(&self) -> bool {
-        *self != Self::default()
+    /// There is something that a cgroup limits.
+    pub fn needs_cgroup(&self) -> bool {
+        self.limits_cpu() || self.memory.is_some()
     }
 
     /// There is a limit on processors.
@@ -103,6 +114,7 @@ impl ResourceSpec {
             shares: change.shares.or(self.shares),
             cpuset: change.cpuset.clone().or_else(|| self.cpuset.clone()),
             memory: change.memory.or(self.memory),
+            rates: self.rates.updated(&change.rates),
         }
     }
 }
@@ -137,6 +149,6 @@ mod tests {
         let change = ResourceSpec { shares: Some(1024), ..Default::default() };
         let after = before.updated(&change);
         assert_eq!((after.shares, after.memory), (Some(1024), Some(7)));
-        assert!(after.limits() && !ResourceSpec::default().limits());
+        assert!(after.needs_cgroup() && !ResourceSpec::default().needs_cgroup());
     }
 }

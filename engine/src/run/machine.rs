@@ -13,6 +13,7 @@ use crate::error::RunError;
 use crate::network::spec::Interfaces;
 use crate::network::{Attachment, Interface};
 use crate::plan::{Plan, resources};
+use crate::resources::rates::{DISKS, DeviceRates};
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
 use crate::{carried, kernel};
@@ -42,6 +43,8 @@ pub struct Machine {
     pub mem_size_mib: u32,
     /// Its network interfaces.
     pub interfaces: Interfaces,
+    /// It gives memory back that it does not use.
+    pub reclaims: bool,
 }
 
 impl Machine {
@@ -62,6 +65,7 @@ impl Machine {
             vcpus: options.vcpus,
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
             interfaces: spec.network.interfaces(),
+            reclaims: options.memory_reclaim,
         })
     }
 
@@ -83,6 +87,7 @@ impl Machine {
             interfaces: self.interfaces,
             rootfs: (level == Level::Image).then_some(&self.rootfs),
             writable: plan.writable(),
+            reclaims: self.reclaims,
         }
     }
 
@@ -125,12 +130,23 @@ impl Machine {
             pmem: Vec::new(),
             net: attachment.into_iter().flat_map(Attachment::interfaces).map(Interface::config).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
-            balloon: false,
+            balloon: self.reclaims,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),
             restore: template.map(|template| RestoreConfig::full(template.snapshot())),
             control: Some(container.control()),
+        }
+    }
+
+    /// Sets what the devices of `config` may carry.
+    pub fn limit(config: &mut VmConfig, rates: &DeviceRates) {
+        // The first disk is the agent's, without which nothing goes on.
+        for (disk, device) in config.disks.iter_mut().skip(1).zip(DISKS) {
+            disk.limits = rates.disk(device);
+        }
+        for interface in &mut config.net {
+            interface.limits = rates.interface();
         }
     }
 
@@ -149,6 +165,7 @@ impl Machine {
             read_only: true,
             serial: serial.to_owned(),
             engine: BlockEngine::default(),
+            limits: Default::default(),
         };
         let mut disks = vec![read_only(&self.agent, "agent"), read_only(&self.rootfs, "image")];
         if plan.writable() {
@@ -157,6 +174,7 @@ impl Machine {
                 read_only: false,
                 serial: "writable".to_owned(),
                 engine: BlockEngine::default(),
+                limits: Default::default(),
             });
         }
         disks

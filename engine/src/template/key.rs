@@ -27,6 +27,8 @@ pub struct Ingredients<'a> {
     pub rootfs: Option<&'a Path>,
     /// Has a writable layer on a disk.
     pub writable: bool,
+    /// Gives memory back that it does not use.
+    pub reclaims: bool,
 }
 
 /// A name for a template, the same for the same ingredients only.
@@ -36,7 +38,7 @@ pub struct Key(String);
 impl Key {
     /// The key of `ingredients` as they are now, with the programs of this lighter.
     pub fn of(ingredients: &Ingredients<'_>) -> io::Result<Self> {
-        let Ingredients { kernel, vcpus, mem_size_mib, interfaces, rootfs, writable } = ingredients;
+        let Ingredients { kernel, vcpus, mem_size_mib, interfaces, rootfs, writable, reclaims } = ingredients;
         let mut text =
             format!("format {FORMAT_VERSION}\nagent {}\nvmm {}\n", programs::AGENT.id, programs::VMM.id);
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
@@ -55,6 +57,7 @@ impl Key {
             None => line("no rootfs", &""),
         }
         line("writable", writable);
+        line("reclaims", reclaims);
         let digest = Sha256::digest(text.as_bytes());
         Ok(Self(digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()))
     }
@@ -99,6 +102,7 @@ mod tests {
             interfaces: Interfaces::None,
             rootfs: Some(&rootfs),
             writable: true,
+            reclaims: true,
         };
         let key = Key::of(&plain).unwrap();
         assert_eq!(Key::of(&plain).unwrap(), key);
@@ -116,6 +120,7 @@ mod tests {
             Ingredients { rootfs: Some(&other_file), ..plain },
             Ingredients { rootfs: None, ..plain },
             Ingredients { writable: false, ..plain },
+            Ingredients { reclaims: false, ..plain },
         ];
         for ingredients in &changed {
             assert_ne!(Key::of(ingredients).unwrap(), key, "{ingredients:?}");

@@ -14,6 +14,7 @@ mod server;
 
 use std::path::PathBuf;
 
+use devices::rate::RateLimits;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{Client, ClientError};
@@ -51,6 +52,13 @@ pub enum Request {
     Balloon {
         /// In MiB, at most the guest's memory; 0 gives all of it back to the guest.
         mib: u32,
+    },
+    /// Replace the limits of a disk or a network interface.
+    Limit {
+        /// As the guest calls it: `vda`, `eth0`, ...
+        device: String,
+        /// The new ones.
+        limits: RateLimits,
     },
 }
 

@@ -1,5 +1,6 @@
 //! The devices of a VM, built from its configuration and put on the buses.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -15,6 +16,7 @@ use devices::generation::{GENERATION_PORT, GENERATION_SIZE, Generation};
 use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
 use devices::power::{POWER_PORT, PowerPort, PowerSink};
+use devices::rate::{RateControl, RateLimiter};
 use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError, SerialState};
 use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
@@ -78,6 +80,9 @@ pub enum DeviceError {
     /// The stream socket could not be set up.
     #[error("cannot use the stream socket of a network interface")]
     Stream(#[source] io::Error),
+    /// The host gives no timer for the limits of an interface.
+    #[error("cannot make a timer for the limits of a network interface")]
+    Timer(#[source] io::Error),
     /// The TAP interface could not be set up.
     #[error("cannot use the TAP interface")]
     Tap(#[from] TapError),
@@ -144,6 +149,8 @@ pub struct Machine {
     pub slots: Vec<Slot>,
     /// The balloon's, if the configuration has one.
     pub balloon: Option<BalloonControl>,
+    /// By the names of the devices.
+    pub rates: HashMap<String, RateControl>,
 }
 
 impl Machine {
@@ -176,6 +183,8 @@ impl Machine {
         let balloon = balloon.map_err(DeviceError::Balloon)?;
         let control = balloon.as_ref().map(Balloon::control);
         let devices = virtio_devices(config, memory.windows, balloon)?;
+        let rates = devices.iter().filter_map(|(name, device)| Some((name.clone(), device.rate_control()?)));
+        let rates = rates.collect();
         let mut slots = Vec::with_capacity(devices.len());
         for (index, (name, device)) in devices.into_iter().enumerate() {
             let slot = Slot::new(name, device, memory.addressable, reporter)?;
@@ -184,7 +193,7 @@ impl Machine {
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control })
+        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control, rates })
     }
 
     /// IOAPIC pins that devices are wired to.
@@ -252,10 +261,13 @@ fn virtio_devices(
 
 /// Disk `index` of the guest, `vda` and so on.
 pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceError> {
-    let DiskConfig { path, read_only, serial, engine } = config.clone();
+    let DiskConfig { path, read_only, serial, engine, limits } = config.clone();
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
-    Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial, engine })?)))
+    Ok((
+        format!("vd{letter}"),
+        Box::new(Block::open(&BlockConfig { path, read_only, serial, engine, limits })?),
+    ))
 }
 
 /// Persistent memory `index` of the guest.
@@ -267,12 +279,13 @@ fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
 pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
     let identity = NetIdentity { mac: config.mac, mtu: None };
     let fd = duplicate(config.fd)?;
+    let limiter = RateLimiter::new(&config.limits).map_err(DeviceError::Timer)?;
     Ok((
         name.into(),
         match config.backend {
-            NetBackend::Tap => Box::new(Net::new(Tap::from_fd(fd)?, identity)),
+            NetBackend::Tap => Box::new(Net::new(Tap::from_fd(fd)?, identity, limiter)),
             NetBackend::Stream => {
-                Box::new(Net::new(Stream::from_fd(fd).map_err(DeviceError::Stream)?, identity))
+                Box::new(Net::new(Stream::from_fd(fd).map_err(DeviceError::Stream)?, identity, limiter))
             }
         },
     ))

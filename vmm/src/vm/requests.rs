@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use devices::rate::RateLimits;
 use devices::virtio::balloon::BalloonControl;
 
 use super::saving::{self, Save, Saving};
@@ -28,6 +29,7 @@ impl Vm {
                 None => return,
             },
             Request::Balloon { mib } => self.inflate(*mib),
+            Request::Limit { device, limits } => self.limit(device, limits),
         };
         asked.answer(&done.map_or_else(Answer::Error, Answer::Ok));
     }
@@ -57,6 +59,18 @@ impl Vm {
         let refusal = |message| Refusal { kind: RefusalKind::Request, message };
         let balloon = self.balloon().ok_or_else(|| refusal("this VM has no balloon".to_owned()))?;
         balloon.set_target(mib).map_err(|error| refusal(error.to_string()))?;
+        Ok(Done::default())
+    }
+
+    fn limit(&self, device: &str, limits: &RateLimits) -> Result<Done, Refusal> {
+        let rates = &self.machine.rates;
+        let control = rates.get(device).ok_or_else(|| {
+            let mut names: Vec<_> = rates.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            let message = format!("no device {device:?} has limits here; these have: {}", names.join(", "));
+            Refusal { kind: RefusalKind::Request, message }
+        })?;
+        control.set(*limits);
         Ok(Done::default())
     }
 

@@ -68,6 +68,7 @@ impl Bench {
             read_only: true,
             serial: String::new(),
             engine: BlockEngine::default(),
+            limits: Default::default(),
         };
         VmConfig {
             vcpus: 1,

@@ -48,6 +48,12 @@ use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, Virt
 use super::guest_buffers::{GuestBuffers, IoVecs};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
+use crate::rate::{Direction, RateControl, RateLimiter, RateLimits};
+
+/// Token of the ring's descriptor.
+const RING: u32 = 0;
+/// Token of the limiter's timer.
+const TIMER: u32 = 1;
 
 /// One disk.
 #[derive(Clone, Debug)]
@@ -61,6 +67,8 @@ pub struct BlockConfig {
     pub serial: String,
     /// Who executes reads, writes and flushes.
     pub engine: BlockEngine,
+    /// What it may carry.
+    pub limits: RateLimits,
 }
 
 /// Who executes reads, writes and flushes.
@@ -101,6 +109,9 @@ pub enum BlockError {
         /// Its size in bytes.
         size: u64,
     },
+    /// The host gives no timer for the limits.
+    #[error("cannot make a timer for the limits of a disk")]
+    Timer(#[source] io::Error),
     /// Too long a serial number.
     #[error("serial number {serial:?} has more than 20 bytes")]
     SerialTooLong {
@@ -119,6 +130,7 @@ pub struct Block {
     backend: Backend,
     disk: Disk,
     engine: BlockEngine,
+    limiter: RateLimiter,
     /// What the host last failed at, until somebody asks.
     failure: Option<String>,
     /// The driver knows a drive without a medium and has to hear that there is one now.
@@ -157,6 +169,7 @@ impl Block {
             backend: Backend { mapped: MappedDisk::open(&file, size), file, serial },
             disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
             engine: config.engine,
+            limiter: RateLimiter::new(&config.limits).map_err(BlockError::Timer)?,
             failure: None,
             medium_is_new: false,
             active: None,
@@ -225,14 +238,19 @@ impl VirtioDevice for Block {
     }
 
     fn host_events(&self) -> Vec<HostEvent> {
-        self.ring.iter().map(|ring| HostEvent { fd: ring.fd(), events: EventSet::IN, token: 0 }).collect()
+        let event = |fd, token| HostEvent { fd, events: EventSet::IN, token };
+        let ring = self.ring.iter().map(|ring| event(ring.fd(), RING));
+        ring.chain([event(self.limiter.fd(), TIMER)]).collect()
     }
 
     fn host_events_changed(&mut self) -> bool {
         std::mem::take(&mut self.ring_changed)
     }
 
-    fn process_host_event(&mut self, _: u32, _: EventSet) -> Result<(), ProtocolViolation> {
+    fn process_host_event(&mut self, token: u32, _: EventSet) -> Result<(), ProtocolViolation> {
+        if token == TIMER {
+            self.limiter.process_timer();
+        }
         self.complete_requests()?;
         // There is room again for what was left in the queue.
         self.process_queue(0)
@@ -266,11 +284,16 @@ impl VirtioDevice for Block {
             return Ok(false);
         };
         let done = self.ring.as_mut().is_some_and(Uring::has_done);
-        let found = done || active.queue.available(&active.mem)? > 0;
+        // While a limit holds, the timer says when to look again.
+        let found = done || !self.limiter.is_waiting() && active.queue.available(&active.mem)? > 0;
         if found {
             self.process_queue(0)?;
         }
         Ok(found)
+    }
+
+    fn rate_control(&self) -> Option<RateControl> {
+        Some(self.limiter.control())
     }
 
     fn take_host_failure(&mut self) -> Option<String> {
@@ -334,6 +357,7 @@ impl Block {
             disk: self.disk,
             durable: *writethrough,
             engine: &mut self.engine,
+            limiter: &mut self.limiter,
             ring: &mut self.ring,
             ring_changed: &mut self.ring_changed,
             failure: &mut self.failure,
@@ -383,6 +407,7 @@ struct Executor<'a> {
     disk: Disk,
     durable: bool,
     engine: &'a mut BlockEngine,
+    limiter: &'a mut RateLimiter,
     ring: &'a mut Option<Uring>,
     ring_changed: &'a mut bool,
     failure: &'a mut Option<String>,
@@ -403,6 +428,12 @@ impl Executor<'_> {
         }
         let status_at = writable.len().checked_sub(1).ok_or("request has no room for its status")?;
         let data_len = readable.len().saturating_sub(HEADER_BYTES);
+        let direction = request::direction(header);
+        if !self.limiter.admit(direction) {
+            return Ok(Handled::NotNow);
+        }
+        let carried = if direction == Direction::Input { status_at } else { data_len };
+        self.limiter.charge(direction, u64::try_from(carried).unwrap_or(u64::MAX));
 
         let mut ranges = [0; MAX_RANGES_BYTES];
         let ranges = ranges.get_mut(..data_len.min(MAX_RANGES_BYTES)).unwrap_or_default();

@@ -8,6 +8,7 @@ use super::config_space::{
     MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS,
     MAX_WRITE_ZEROES_SEGMENTS, SECTOR_SIZE,
 };
+use crate::rate::Direction;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -116,6 +117,14 @@ impl fmt::Display for Request {
 impl fmt::Display for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes at {:#x}", self.len, self.offset)
+    }
+}
+
+/// Whether the request with this header brings something into the guest; what is no read counts with the writes.
+pub fn direction(bytes: [u8; HEADER_BYTES]) -> Direction {
+    match header(bytes).0 {
+        VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => Direction::Input,
+        _ => Direction::Output,
     }
 }
 

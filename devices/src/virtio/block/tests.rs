@@ -1,5 +1,7 @@
 //! A driver in miniature against a real file.
 
+mod limits;
+
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -34,10 +36,14 @@ impl Rig {
     }
 
     fn with(read_only: bool, features: u64) -> Self {
+        Self::around(read_only, features, RateLimits::default())
+    }
+
+    fn around(read_only: bool, features: u64, limits: RateLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let content: Vec<u8> = (0..SECTORS).map(|sector| [sector as u8; 512]).collect::<Vec<_>>().concat();
         fs::write(dir.path().join("disk"), content).unwrap();
-        let driver = FakeDriver::start(open(&dir, read_only), features);
+        let driver = FakeDriver::start(open_limited(&dir, read_only, limits), features);
         Self { dir, driver }
     }
 
@@ -77,11 +83,16 @@ impl Rig {
 }
 
 fn open(dir: &TempDir, read_only: bool) -> Block {
+    open_limited(dir, read_only, RateLimits::default())
+}
+
+fn open_limited(dir: &TempDir, read_only: bool, limits: RateLimits) -> Block {
     let config = BlockConfig {
         path: dir.path().join("disk"),
         read_only,
         serial: "lighter-0".into(),
         engine: BlockEngine::Sync,
+        limits,
     };
     Block::open(&config).unwrap()
 }
@@ -398,8 +409,15 @@ fn a_drive_without_a_medium_reads_nothing() {
 fn files_that_are_no_disks_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let open = |path: PathBuf, serial: &str| {
-        Block::open(&BlockConfig { path, read_only: true, serial: serial.into(), engine: BlockEngine::Sync })
-            .err()
+        let limits = RateLimits::default();
+        Block::open(&BlockConfig {
+            path,
+            read_only: true,
+            serial: serial.into(),
+            engine: BlockEngine::Sync,
+            limits,
+        })
+        .err()
     };
     let file = |name: &str, len: usize| {
         let path = dir.path().join(name);
@@ -480,6 +498,7 @@ mod io_uring {
                 read_only: false,
                 serial: String::new(),
                 engine: BlockEngine::IoUring,
+                limits: RateLimits::default(),
             };
             rig.driver = FakeDriver::start(Block::open(&config).unwrap(), features);
             rig
@@ -521,6 +540,7 @@ mod io_uring {
             backend: Backend { file, mapped: None, serial: [0; SERIAL_BYTES] },
             disk: Disk { capacity_sectors: 8, read_only: true },
             engine: BlockEngine::IoUring,
+            limiter: RateLimiter::new(&RateLimits::default()).unwrap(),
             failure: None,
             medium_is_new: false,
             active: None,
@@ -587,7 +607,7 @@ mod io_uring {
         let (mut rig, mut writer) = slow_rig();
         let head = rig.begin(READ, 0, &[Buffer::writable(DATA, 512)]);
         assert_eq!(rig.driver.take_used(0), None);
-        let [event] = rig.driver.transport.take_host_events().unwrap()[..] else {
+        let [event, _timer] = rig.driver.transport.take_host_events().unwrap()[..] else {
             panic!("the ring is not polled");
         };
         rig.driver.transport.process_host_event(event.token, EventSet::IN);
@@ -610,7 +630,7 @@ mod io_uring {
         rig.driver.queues[0].add(&chain);
         assert!(rig.driver.transport.poll());
         assert_eq!(rig.driver.observed.take(), ["test: host events"]);
-        assert_eq!(rig.driver.transport.take_host_events().unwrap().len(), 1);
+        assert_eq!(rig.driver.transport.take_host_events().unwrap().len(), 2);
         rig.driver.transport.stop_polling();
         writer.write_all(&[3; 512]).unwrap();
         assert_eq!(rig.wait(), (0, 513));

@@ -31,6 +31,7 @@ use self::wire::Wire;
 use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
 use super::queue::ActiveQueue;
 use crate::GuestRam;
+use crate::rate::{RateControl, RateLimiter};
 
 /// Queue on which the guest receives frames.
 const RX: u16 = 0;
@@ -38,6 +39,11 @@ const RX: u16 = 0;
 const TX: u16 = 1;
 
 const QUEUE_SIZES: [u16; 2] = [256; 2];
+
+/// Token of the TAP's descriptor.
+const TAP: u32 = 0;
+/// Token of the limiter's timer.
+const TIMER: u32 = 1;
 
 /// What the guest reads in configuration space.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -71,10 +77,10 @@ struct Active {
 }
 
 impl<T: FrameIo> Net<T> {
-    /// A device with `tap` behind it.
-    pub fn new(tap: T, identity: NetIdentity) -> Self {
+    /// A device with `tap` behind it, which carries no more than `limiter` admits.
+    pub fn new(tap: T, identity: NetIdentity, limiter: RateLimiter) -> Self {
         Self {
-            wire: Wire::new(tap),
+            wire: Wire::new(tap, limiter),
             identity,
             active: None,
             flushing: false,
@@ -218,8 +224,10 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
         let Some(active) = &mut self.active else {
             return Ok(false);
         };
-        let sends = active.tx_stop != TxStop::TapFull && active.tx.available(&active.mem)? > 0;
-        let receives = active.rx_stop != RxStop::Broken && active.rx.available(&active.mem)? > 0;
+        let can_send = !matches!(active.tx_stop, TxStop::TapFull | TxStop::Limited);
+        let can_receive = !matches!(active.rx_stop, RxStop::Broken | RxStop::Limited);
+        let sends = can_send && active.tx.available(&active.mem)? > 0;
+        let receives = can_receive && active.rx.available(&active.mem)? > 0;
         let before = active.rx.state().next_used;
         if sends {
             self.transmit()?;
@@ -232,17 +240,24 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
     }
 
     fn host_events(&self) -> Vec<HostEvent> {
-        if self.polled.is_empty() {
+        if self.active.is_none() {
             return Vec::new();
         }
-        vec![HostEvent { fd: self.wire.tap().fd().as_raw_fd(), events: self.polled, token: 0 }]
+        let timer = HostEvent { fd: self.wire.limiter().fd(), events: EventSet::IN, token: TIMER };
+        let tap = HostEvent { fd: self.wire.tap().fd().as_raw_fd(), events: self.polled, token: TAP };
+        if self.polled.is_empty() { vec![timer] } else { vec![timer, tap] }
     }
 
     fn host_events_changed(&mut self) -> bool {
         std::mem::take(&mut self.polled_changed)
     }
 
-    fn process_host_event(&mut self, _: u32, events: EventSet) -> Result<(), ProtocolViolation> {
+    fn process_host_event(&mut self, token: u32, events: EventSet) -> Result<(), ProtocolViolation> {
+        if token == TIMER {
+            self.wire.process_timer();
+            self.receive()?;
+            return self.transmit();
+        }
         let failed = EventSet::ERROR | EventSet::HANG_UP;
         if events.intersects(EventSet::IN | failed) {
             self.receive()?;
@@ -251,6 +266,10 @@ impl<T: FrameIo> VirtioDevice for Net<T> {
             self.transmit()?;
         }
         Ok(())
+    }
+
+    fn rate_control(&self) -> Option<RateControl> {
+        Some(self.wire.limiter().control())
     }
 
     fn take_host_failure(&mut self) -> Option<String> {

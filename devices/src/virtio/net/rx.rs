@@ -25,6 +25,8 @@ pub enum RxStop {
     NoBuffers,
     /// As many frames as the queue has descriptors were delivered: go on later.
     Budget,
+    /// A limit is reached: the limiter's timer says when to go on.
+    Limited,
     /// The TAP is broken or gone.
     Broken,
 }
@@ -118,6 +120,7 @@ impl Receiver {
                 chains.give_back(queue);
                 return Ok(Step::Stop(match reason {
                     NoFrame::Empty => RxStop::NoFrame,
+                    NoFrame::Limited => RxStop::Limited,
                     NoFrame::Broken => RxStop::Broken,
                 }));
             }

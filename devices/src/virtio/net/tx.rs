@@ -18,6 +18,8 @@ pub enum TxStop {
     NoFrame,
     /// The TAP takes no frame now: poll it for writing.
     TapFull,
+    /// A limit is reached: the limiter's timer says when to go on.
+    Limited,
     /// As many frames as the queue has descriptors were sent: go on later.
     Budget,
 }
@@ -41,9 +43,14 @@ pub fn transmit(
             break;
         };
         let head = chain.head_index();
-        if send(queue, mem, chain, wire)? == Sent::Full {
+        let blocked = match send(queue, mem, chain, wire)? {
+            Sent::Full => Some(TxStop::TapFull),
+            Sent::Limited => Some(TxStop::Limited),
+            Sent::Taken | Sent::Refused => None,
+        };
+        if let Some(blocked) = blocked {
             queue.undo_pop(1);
-            stop = TxStop::TapFull;
+            stop = blocked;
             break;
         }
         queue.complete_unseen(mem, head, 0)?;

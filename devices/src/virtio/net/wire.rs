@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::counters::Counters;
+use super::header::HEADER_SIZE;
 use super::tap::FrameIo;
+use crate::rate::{Direction, RateLimiter};
 use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
 /// The TAP did not give a frame.
@@ -12,6 +14,8 @@ use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 pub enum NoFrame {
     /// It has none now.
     Empty,
+    /// It may give none now: the limiter's timer says when.
+    Limited,
     /// It is broken or gone.
     Broken,
 }
@@ -23,6 +27,8 @@ pub enum Sent {
     Taken,
     /// The TAP takes none now.
     Full,
+    /// It may get none now: the limiter's timer says when.
+    Limited,
     /// The host refuses this one: it is lost, as on a wire.
     Refused,
 }
@@ -32,12 +38,23 @@ pub struct Wire<T> {
     tap: T,
     counters: Arc<Counters>,
     failure: Option<String>,
+    limiter: RateLimiter,
 }
 
 impl<T: FrameIo> Wire<T> {
-    /// The wire behind `tap`.
-    pub fn new(tap: T) -> Self {
-        Self { tap, counters: Arc::default(), failure: None }
+    /// The wire behind `tap`, which carries no more than `limiter` admits.
+    pub fn new(tap: T, limiter: RateLimiter) -> Self {
+        Self { tap, counters: Arc::default(), failure: None, limiter }
+    }
+
+    /// What limits it.
+    pub fn limiter(&self) -> &RateLimiter {
+        &self.limiter
+    }
+
+    /// The limiter's timer fired.
+    pub fn process_timer(&mut self) {
+        self.limiter.process_timer();
     }
 
     /// The TAP itself.
@@ -66,13 +83,18 @@ impl<T: FrameIo> Wire<T> {
 
     /// Reads one frame with its header and returns their length.
     pub fn read(&mut self, vecs: &mut IoVecs<'_>) -> Result<usize, NoFrame> {
-        self.tap.receive(vecs).map_err(|error| match error.kind() {
+        if !self.limiter.admit(Direction::Input) {
+            return Err(NoFrame::Limited);
+        }
+        let count = self.tap.receive(vecs).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => NoFrame::Empty,
             _ => {
                 self.failure = Some(format!("cannot read from the TAP, it is not used any more: {error}"));
                 NoFrame::Broken
             }
-        })
+        })?;
+        self.limiter.charge(Direction::Input, frame_bytes(count));
+        Ok(count)
     }
 
     /// Sends what is left of an earlier frame; true if something is left still.
@@ -83,7 +105,11 @@ impl<T: FrameIo> Wire<T> {
 
     /// Writes one frame with its header.
     pub fn write(&mut self, frame: &GuestBuffers<'_>) -> Sent {
+        if !self.limiter.admit(Direction::Output) {
+            return Sent::Limited;
+        }
         let Err(error) = self.tap.send(frame) else {
+            self.limiter.charge(Direction::Output, frame_bytes(frame.len()));
             Counters::count(&self.counters.tx_frames);
             return Sent::Taken;
         };
@@ -96,4 +122,9 @@ impl<T: FrameIo> Wire<T> {
         Counters::count(&self.counters.tx_dropped);
         Sent::Refused
     }
+}
+
+/// Length of a frame without the header that virtio puts before it.
+fn frame_bytes(with_header: usize) -> u64 {
+    u64::try_from(with_header.saturating_sub(HEADER_SIZE)).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod life;
+mod limits;
 mod real_tap;
 mod rx;
 mod stream;
@@ -17,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::header::{HEADER_SIZE, MAX_FRAME};
 use super::*;
+use crate::rate::RateLimits;
 use crate::virtio::fake_queue::{Buffer, CountingInterrupt, FakeQueue, Random, guest_ram};
 
 const RX_BUFFERS: u64 = 0x10_0000;
@@ -50,12 +52,16 @@ struct Guest<T: FrameIo> {
 
 impl<T: FrameIo> Guest<T> {
     fn new(tap: T) -> Self {
+        Self::limited(tap, RateLimits::default())
+    }
+
+    fn limited(tap: T, limits: RateLimits) -> Self {
         let mem = guest_ram(0x40_0000);
         Self {
             rx: FakeQueue::new(&mem, 0x1_0000, 256),
             tx: FakeQueue::new(&mem, 0x2_0000, 256),
             interrupt: CountingInterrupt::new(),
-            device: Net::new(tap, IDENTITY),
+            device: Net::new(tap, IDENTITY, RateLimiter::new(&limits).unwrap()),
             mem,
         }
     }
@@ -82,7 +88,8 @@ impl<T: FrameIo> Guest<T> {
     }
 
     fn polled(&self) -> EventSet {
-        self.device.host_events().first().map_or(EventSet::empty(), |event| event.events)
+        let events = self.device.host_events();
+        events.iter().find(|event| event.token == TAP).map_or(EventSet::empty(), |event| event.events)
     }
 
     fn queue_tx(&mut self, bytes: &[u8]) -> u16 {
@@ -103,16 +110,24 @@ fn guest_bytes(mem: &GuestRam, index: u64, len: usize) -> Vec<u8> {
 
 /// A guest, and the host's end of its wire.
 fn wired() -> (Guest<FakeTap>, UnixDatagram, Arc<AtomicU32>) {
+    wired_with(RateLimits::default())
+}
+
+fn wired_with(limits: RateLimits) -> (Guest<FakeTap>, UnixDatagram, Arc<AtomicU32>) {
     let (socket, wire) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     wire.set_nonblocking(true).unwrap();
     let offloads = Arc::new(AtomicU32::new(0));
-    (Guest::new(FakeTap { socket, offloads: offloads.clone() }), wire, offloads)
+    (Guest::limited(FakeTap { socket, offloads: offloads.clone() }, limits), wire, offloads)
 }
 
 /// As [`wired`], with a driver that takes all features.
 fn ready() -> (Guest<FakeTap>, UnixDatagram) {
-    let (mut guest, wire, _) = wired();
+    limited(RateLimits::default())
+}
+
+fn limited(limits: RateLimits) -> (Guest<FakeTap>, UnixDatagram) {
+    let (mut guest, wire, _) = wired_with(limits);
     let features = guest.device.features();
     guest.activate(features);
     (guest, wire)
