@@ -7,6 +7,7 @@ mod mounts;
 mod quiet;
 mod random;
 pub mod root;
+mod shares;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;
@@ -106,7 +107,8 @@ impl Container {
         if let Some((address, _)) = forward.flat_map(|network| &network.interfaces).find_map(|eth| eth.ipv4) {
             self.forwarder = Some(Forwarder::open(address)?);
         }
-        prepared.files.write(plan)
+        prepared.files.write(plan)?;
+        shares::mount_all(&plan.mounts, &prepared.outside, plan.root.writable_device.is_none())
     }
 
     /// Starts the main process, the init of a PID namespace of its own.

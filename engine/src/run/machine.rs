@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agent_protocol::mount::SHARES_TAG;
 use images::ext4;
-use vmm::config::{BlockEngine, DiskConfig, KernelConfig, RestoreConfig, VmConfig, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, FsConfig, KernelConfig, RestoreConfig, VmConfig, VsockConfig};
 
 use crate::container::Container;
 use crate::container::spec::ContainerSpec;
@@ -15,6 +16,7 @@ use crate::network::{Attachment, Interface};
 use crate::plan::{Plan, resources};
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
+use crate::volumes::MountSpec;
 use crate::{carried, kernel};
 
 /// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
@@ -42,6 +44,8 @@ pub struct Machine {
     pub mem_size_mib: u32,
     /// Its network interfaces.
     pub interfaces: Interfaces,
+    /// It has a file system device.
+    pub shares: bool,
 }
 
 impl Machine {
@@ -62,6 +66,7 @@ impl Machine {
             vcpus: options.vcpus,
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
             interfaces: spec.network.interfaces(),
+            shares: spec.mounts.iter().any(MountSpec::is_share),
         })
     }
 
@@ -81,6 +86,7 @@ impl Machine {
             vcpus: self.vcpus,
             mem_size_mib: self.mem_size_mib,
             interfaces: self.interfaces,
+            shares: self.shares,
             rootfs: (level == Level::Image).then_some(&self.rootfs),
             writable: plan.writable(),
         }
@@ -126,7 +132,7 @@ impl Machine {
             net: attachment.into_iter().flat_map(Attachment::interfaces).map(Interface::config).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
             balloon: false,
-            fs: None,
+            fs: self.shares.then(|| FsConfig { tag: SHARES_TAG.to_owned(), fd: None }),
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),
