@@ -11,6 +11,8 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::tree;
+
 /// Requests that are worked on at once: a slow disk holds one of them up, not the others.
 const WORKERS: usize = 4;
 /// Bytes of the longest request and reply; the device's queues bound both to less.
@@ -24,7 +26,7 @@ const OUT_HEADER: usize = 16;
 const CALLER: std::ops::Range<usize> = 24..32;
 const UNIQUE: std::ops::Range<usize> = 8..16;
 
-/// The file system that is served: what is below `/`.
+/// The file system that is served: what is below [`tree::ROOT`].
 pub struct Files {
     server: Server<Arc<Vfs>>,
     vfs: Arc<Vfs>,
@@ -34,10 +36,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// Not usable before [`Files::import`]; needs `/proc`.
+    /// Not usable before [`Files::import`].
     pub fn new(one_user: bool) -> io::Result<Self> {
         let config = Config {
-            root_dir: "/".to_owned(),
+            root_dir: tree::ROOT.to_owned(),
             attr_timeout: TIMEOUT,
             entry_timeout: TIMEOUT,
             cache_policy: CachePolicy::Auto,
@@ -65,7 +67,7 @@ impl Files {
         })
     }
 
-    /// Takes `/` as it is now for the root.
+    /// Takes the root as it is now.
     pub fn import(&self) -> io::Result<()> {
         let taken = self.passthrough.lock().ok().and_then(|mut there| there.take());
         let passthrough = taken.ok_or(io::ErrorKind::AlreadyExists)?;

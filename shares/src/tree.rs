@@ -1,4 +1,9 @@
 //! The root that the server gets: an empty file system with the shares mounted in it.
+//!
+//! ```text
+//! /shares/0, /shares/1, …   what the guest sees is below /shares
+//! /proc/self/fd             how the passthrough reaches extended attributes of what it has open; nothing else of /proc
+//! ```
 
 use std::fs::File;
 use std::io;
@@ -17,6 +22,10 @@ use crate::{Plan, Share};
 
 /// The tree itself holds nothing but mount points.
 const OPTIONS: &std::ffi::CStr = c"mode=755,size=1m";
+/// Where what the guest sees begins.
+pub const ROOT: &str = "/shares";
+const OWN_FILES: &str = "/proc/self/fd";
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 /// Nothing in a share is more than a file to the server.
 const HARMLESS: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
@@ -31,9 +40,17 @@ pub fn enter<T>(plan: &Plan, ready: impl FnOnce() -> io::Result<T>) -> Result<T,
     let detached = plan.shares.iter().map(detach).collect::<Result<Vec<_>, _>>()?;
     mount("lighter", &plan.place, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, OPTIONS)
         .map_err(|errno| step("mount its tree")(errno.into()))?;
-    for (number, mounted) in detached.iter().enumerate() {
-        attach(mounted.as_fd(), &plan.place.join(number.to_string()))
-            .map_err(|source| CageError::Share { share: plan.shares[number].source.clone(), source })?;
+    let files =
+        open_tree(CWD, OWN_FILES, CLONE).map_err(|errno| step("take its open files")(errno.into()))?;
+    let make = |path: &str| {
+        let path = plan.place.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(path.parent().unwrap_or(&path)).map(|()| path)
+    };
+    make(OWN_FILES).and_then(|path| attach(files.as_fd(), &path)).map_err(step("mount its open files"))?;
+    for (number, (mounted, share)) in detached.iter().zip(&plan.shares).enumerate() {
+        make(&format!("{ROOT}/{number}"))
+            .and_then(|path| attach(mounted.as_fd(), &path))
+            .map_err(|source| CageError::Share { share: share.source.clone(), source })?;
     }
     let value = ready().map_err(step("prepare to serve"))?;
     become_root(&plan.place).map_err(step("enter its tree"))?;
@@ -43,9 +60,8 @@ pub fn enter<T>(plan: &Plan, ready: impl FnOnce() -> io::Result<T>) -> Result<T,
 /// A mount of the share that is nowhere yet.
 fn detach(share: &Share) -> Result<OwnedFd, CageError> {
     let error = |source: io::Error| CageError::Share { share: share.source.clone(), source };
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let mounted = open_tree(CWD, &share.source, flags).map_err(|errno| error(errno.into()))?;
+    let mounted = open_tree(CWD, &share.source, CLONE | OpenTreeFlags::AT_RECURSIVE)
+        .map_err(|errno| error(errno.into()))?;
     let attributes = if share.read_only { HARMLESS | READ_ONLY } else { HARMLESS };
     set_attributes(mounted.as_fd(), attributes, AtFlags::from_bits_retain(libc::AT_RECURSIVE as u32))
         .map_err(error)?;
