@@ -123,7 +123,9 @@ fn volumes() -> anyhow::Result<()> {
         lighter.stdout(first.iter().chain(options).chain(&[image.as_str(), "sh", "-c", script]))
     };
     ensure!(lighter.stdout(["volume", "create", "--label", "tier=1", "data"])? == "data\n");
-    run(&["--rm", "-v", "data:/data"], "echo kept > /data/file; echo gone > /root/file")?;
+    run(&["--rm", "-v", "data:/data"], "echo kept > /data/file; echo gone > /root/file; ls /etc").and_then(
+        |said| Ok(ensure!(said.contains("passwd\n"), "the image's files are not in its volume: {said}")),
+    )?;
     ensure!(lighter.stdout(["volume", "ls", "-q"])? == "data\n", "an anonymous volume is left");
     // Another container sees it, has volumes of its own for the image's, and keeps all of them.
     run(

@@ -300,6 +300,7 @@ impl Keeper<'_> {
     fn serve_files(&self) -> Result<Option<FileServer>, RunError> {
         let store = VolumeStore::new(self.dirs);
         store.ensure(&self.spec.mounts, true)?;
+        store.fill(&self.spec.mounts, &self.container.data().join(&self.spec.rootfs))?;
         let shares = volumes::spec::shares(&self.spec.mounts, &store);
         if shares.is_empty() {
             return Ok(None);

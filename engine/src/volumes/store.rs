@@ -85,6 +85,21 @@ impl VolumeStore {
         Ok(())
     }
 
+    /// Gives the empty ones of the volumes of `mounts` what the image's root filesystem `image` has at their places, as
+    /// Docker does.
+    pub fn fill(&self, mounts: &[MountSpec], image: &Path) -> Result<(), VolumeError> {
+        for mount in mounts {
+            let MountKind::Volume { name, copy: true, .. } = &mount.kind else { continue };
+            let _lock = self.lock()?;
+            if self.is_empty(name) {
+                let content = self.content(name);
+                images::erofs::copy_directory(image, &mount.target, &content)
+                    .map_err(file("copy the image's files to", &content))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The volume `name`.
     pub fn find(&self, name: &str) -> Result<Volume, VolumeError> {
         let missing = || VolumeError::Missing(name.chars().take(200).collect());
