@@ -123,16 +123,12 @@ fn volumes() -> anyhow::Result<()> {
         lighter.stdout(first.iter().chain(options).chain(&[image.as_str(), "sh", "-c", script]))
     };
     ensure!(lighter.stdout(["volume", "create", "--label", "tier=1", "data"])? == "data\n");
-    run(&["--rm", "-v", "data:/data"], "echo kept > /data/file; echo gone > /root/file; ls /etc").and_then(
-        |said| Ok(ensure!(said.contains("passwd\n"), "the image's files are not in its volume: {said}")),
-    )?;
+    let said = run(&["--rm", "-v", "data:/data"], "echo kept > /data/file; echo gone > /root/file; ls /etc")?;
+    ensure!(said.contains("passwd\n"), "the image's files are not in its volume: {said}");
     ensure!(lighter.stdout(["volume", "ls", "-q"])? == "data\n", "an anonymous volume is left");
     // Another container sees it, has volumes of its own for the image's, and keeps all of them.
-    run(
-        &["--name", "holder", "--mount", "source=data,target=/x,readonly"],
-        "cat /x/file; echo mine > /root/own",
-    )
-    .and_then(|said| Ok(ensure!(said == "kept\n", "{said}")))?;
+    let options = ["--name", "holder", "--mount", "source=data,target=/x,readonly"];
+    ensure!(run(&options, "cat /x/file; echo mine > /root/own")? == "kept\n");
     let busy = lighter.output(["volume", "rm", "data"])?;
     let text = String::from_utf8_lossy(&busy.stderr).into_owned();
     ensure!(busy.status.code() == Some(1) && text.contains("in use by holder"), "{text}");
