@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -53,7 +53,13 @@ fn all_of_it() -> anyhow::Result<()> {
     std::fs::copy(binary(), &program)?;
     let kernel = base.path().join("vmlinux");
     std::fs::copy(guest_kernel()?, &kernel)?;
-    chown(&home, Some(USER), Some(USER))?;
+    let share = base.path().join("share");
+    std::fs::create_dir(&share)?;
+    std::fs::write(share.join("mine"), "mine\n")?;
+    std::fs::write(share.join("others"), "others\n")?;
+    for path in [&home, &share, &share.join("mine")] {
+        chown(path, Some(USER), Some(USER))?;
+    }
 
     // What the guest may reach, and what not although it is on the same host.
     let reached =
@@ -68,7 +74,9 @@ fn all_of_it() -> anyhow::Result<()> {
     });
     // A hostile guest sends what is for the host's loopback out of eth0.
     let script = r#"
-        id -u; nc -w 60 198.51.100.1 7000 < /dev/null
+        id -u; stat -c %u:%g /s/mine /s/others; cat /s/mine
+        echo new > /s/new; echo x 2>/dev/null > /s/others || echo refused; chown 7 /s/new 2>/dev/null || echo kept
+        echo x 2>/dev/null > /ro/mine || echo read-only; nc -w 60 198.51.100.1 7000 < /dev/null
         nslookup datagram 198.51.100.1 > /dev/null 2>&1 &
         ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1 via 10.0.2.2
         echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet 2>/dev/null
@@ -83,6 +91,7 @@ fn all_of_it() -> anyhow::Result<()> {
         .args(["run", "--rm"])
         .args(options)
         .arg(&kernel)
+        .args(["-v", &format!("{}:/s", share.display()), "-v", &format!("{}:/ro:ro", share.display())])
         .arg(format!("dir:{}", image.display()))
         .args(["sh", "-c", script])
         .env_clear()
@@ -96,7 +105,10 @@ fn all_of_it() -> anyhow::Result<()> {
     let call = host.inside(call_when_it_serves)?;
     let output = finish(child, GUEST_DEADLINE)?;
     let (heard, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(heard == "0\nfrom the world\nserving\n", "{heard}{said}");
+    let wanted = "0\n0:0\n65534:65534\nmine\nrefused\nkept\nread-only\nfrom the world\nserving\n";
+    ensure!(heard == wanted, "{heard}{said}");
+    let new = share.join("new").metadata()?;
+    ensure!((new.uid(), new.gid()) == (USER, USER), "{new:?}");
     ensure!(output.status.success(), "{}: {said}", output.status);
     world.join().ok().context("the world panicked")??;
     let called = call.join().ok().context("the caller panicked")??;

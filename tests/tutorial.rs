@@ -87,6 +87,14 @@ fn first_hour() -> anyhow::Result<()> {
     lighter(&["start", "web"])?;
     fetched(&namespace, "http://127.0.0.1:8080/", "copied\n")?;
 
+    // What outlives a container.
+    lighter(&["volume", "create", "pages"])?;
+    lighter(&["run", "--rm", "-v", "pages:/www", &web, "sh", "-c", "echo kept > /www/index.html"])?;
+    ensure!(lighter(&["run", "--rm", "-v", "pages:/www:ro", &web, "cat", "/www/index.html"])? == "kept\n");
+    let here = format!("{}:/here", directory.path().display());
+    ensure!(lighter(&["run", "--rm", "-v", &here, &web, "ls", "/here"])?.contains("page"));
+    lighter(&["volume", "rm", "pages"])?;
+
     // An image of its own, pushed and run from the registry.
     let mine = format!("{}/library/mine:1", registry.address);
     lighter(&["commit", "-m", "another page", "web", &mine])?;

@@ -8,6 +8,7 @@
 
 pub mod frame;
 pub mod message;
+pub mod mount;
 pub mod tool;
 
 /// Version of everything in this crate; both sides refuse another one.

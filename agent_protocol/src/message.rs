@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mount::MountPlan;
 use crate::tool::{Piece, ToolPlan};
 
 /// Host to agent.
@@ -139,6 +140,8 @@ pub struct ContainerPlan {
     pub entropy: [u8; 32],
     /// `None`: loopback only.
     pub network: Option<NetworkPlan>,
+    /// What is mounted in the container's root, in this order.
+    pub mounts: Vec<MountPlan>,
     /// The main process.
     pub process: ProcessPlan,
     /// Power off when the main process ended and the host hung up.

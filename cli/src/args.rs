@@ -16,8 +16,10 @@ use crate::network_commands::NetworkCommand;
 use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
+use crate::share_command::ShareArgs;
 use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 use crate::stats_command::StatsArgs;
+use crate::volume_commands::VolumeCommand;
 
 /// Runs container images, each in a virtual machine of its own.
 #[derive(Parser)]
@@ -119,6 +121,9 @@ pub enum Command {
     /// Manage networks
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Look at and free disk space
     #[command(subcommand)]
     System(SystemCommand),
@@ -129,6 +134,9 @@ pub enum Command {
     /// Own a running container; not for people
     #[command(hide = true)]
     Keep(KeepArgs),
+    /// Serve directories to a guest; not for people
+    #[command(hide = true)]
+    Share(ShareArgs),
 }
 
 /// `lighter container ...`

@@ -2,6 +2,7 @@
 
 use engine::container::record::Record;
 use engine::container::state::{Health, Status};
+use engine::volumes::{MountKind, MountSpec};
 use serde_json::{Value, json};
 
 use crate::image_commands::familiar;
@@ -122,7 +123,18 @@ pub fn whole(record: &Record) -> Value {
             "ReadonlyRootfs": !spec.plan.writable(),
             "LogConfig": spec.log,
         },
+        "Mounts": spec.mounts.iter().map(mount).collect::<Vec<_>>(),
         "NetworkSettings": {"IPAddress": state.address, "MacAddress": state.mac, "Ports": state.ports},
         "Paths": {"Data": record.data, "Run": record.run, "Log": record.log()},
     })
+}
+
+/// One mount, as `inspect` shows it.
+fn mount(mount: &MountSpec) -> Value {
+    let (kind, name, source) = match &mount.kind {
+        MountKind::Bind { source } => ("bind", None, Some(source)),
+        MountKind::Volume { name, .. } => ("volume", Some(name), None),
+        MountKind::Tmpfs { .. } => ("tmpfs", None, None),
+    };
+    json!({"Type": kind, "Name": name, "Source": source, "Destination": mount.target, "RW": !mount.read_only})
 }

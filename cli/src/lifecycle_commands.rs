@@ -16,6 +16,7 @@ use engine::run::Watcher;
 use engine::session::Outcome;
 use engine::session::link::Link;
 use engine::trace::Trace;
+use engine::volumes::VolumeStore;
 
 use crate::container_args::{KillArgs, RenameArgs, RmArgs, StopArgs};
 use crate::output;
@@ -186,7 +187,14 @@ fn wait_one(dirs: &Dirs, name: &str) -> anyhow::Result<u8> {
 
 /// `lighter rm`
 pub fn remove(dirs: &Dirs, args: &RmArgs) -> anyhow::Result<u8> {
-    each(&args.containers, |name| remove_one(dirs, &record::find(dirs, name)?, args.force))
+    each(&args.containers, |name| {
+        let record = record::find(dirs, name)?;
+        remove_one(dirs, &record, args.force)?;
+        if args.volumes {
+            VolumeStore::new(dirs).remove_anonymous(&record.spec.mounts);
+        }
+        Ok(())
+    })
 }
 
 /// Removes a container that does not run, or that shall not.

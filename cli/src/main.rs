@@ -20,11 +20,13 @@ mod progress;
 mod resource_commands;
 mod run_options;
 mod session_commands;
+mod share_command;
 mod snapshot_commands;
 mod stats_command;
 mod system_commands;
 mod template_format;
 mod times;
+mod volume_commands;
 
 use std::process::ExitCode;
 
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
+    if let Command::Share(options) = &cli.command {
+        share_command::share(options)?;
+        return Ok(0);
+    }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {
         return doctor::run(&dirs, options);
@@ -108,6 +114,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         }
         Command::Generate(GenerateCommand::Completion(options)) => generate_commands::completion(&options)?,
         Command::Generate(GenerateCommand::Man(options)) => generate_commands::man(&options)?,
+        Command::Volume(command) => return volume_commands::execute(&dirs, &command),
         Command::Pull(options) => image_commands::pull(&dirs, &options)?,
         Command::Images(options) => image_commands::list(&dirs, &options)?,
         Command::Rmi(options) => image_commands::remove(&dirs, &options)?,
@@ -126,7 +133,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
-        Command::Doctor(_) | Command::Keep(_) => {}
+        Command::Doctor(_) | Command::Keep(_) | Command::Share(_) => {}
     }
     Ok(0)
 }

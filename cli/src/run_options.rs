@@ -18,6 +18,7 @@ use crate::lifetime_options::LifetimeArgs;
 use crate::options::network::NetworkArgs;
 use crate::options::process::ProcessArgs;
 use crate::options::resources::ResourceArgs;
+use crate::options::volumes::VolumeArgs;
 use crate::output::Format;
 
 /// `lighter run`
@@ -79,6 +80,9 @@ pub struct RunArgs {
     /// Its network.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// What it sees of its host.
+    #[command(flatten)]
+    pub volumes: VolumeArgs,
     /// No writable layer
     #[arg(long)]
     pub read_only: bool,
@@ -205,6 +209,7 @@ impl RunArgs {
             },
             network: self.network.spec()?,
             resources: limits,
+            mounts: self.volumes.mounts()?,
             lifetime: Lifetime {
                 remove: self.rm,
                 stdin_once: self.process.interactive && !self.detach,

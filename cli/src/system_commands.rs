@@ -42,7 +42,7 @@ pub fn disk_usage(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
 }
 
 /// Asks before something is removed, unless told not to.
-fn confirm(force: bool, verb: &str, question: &str) -> anyhow::Result<()> {
+pub fn confirm(force: bool, verb: &str, question: &str) -> anyhow::Result<()> {
     if force {
         return Ok(());
     }

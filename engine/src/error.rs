@@ -17,6 +17,7 @@ use crate::process::ProcessError;
 use crate::resources::cgroup::CgroupError;
 use crate::session::SessionError;
 use crate::template::MakeError;
+use crate::volumes::VolumeError;
 
 /// A failed run.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,9 @@ pub enum RunError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Volumes and what else is mounted.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Limits.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -32,6 +32,7 @@ pub mod stats;
 pub mod template;
 pub mod text;
 pub mod trace;
+pub mod volumes;
 
 pub use agent_protocol::PROTOCOL_VERSION;
 pub use agent_protocol::message::{GuestLimits, HostMessage, TerminalSize};

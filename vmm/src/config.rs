@@ -29,6 +29,9 @@ pub struct VmConfig {
     /// Socket device between host and guest.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// File system that a process beside the VMM serves.
+    #[serde(default)]
+    pub fs: Option<FsConfig>,
     /// The guest gives memory back that it does not use, and can be asked for more.
     #[serde(default)]
     pub balloon: bool,
@@ -163,6 +166,18 @@ pub enum NetBackend {
     /// A connected Unix stream socket with frames behind their length, four bytes, big endian: what QEMU's `stream`
     /// and the program passt speak. Frames that the guest addresses to the host's loopback are dropped.
     Stream,
+}
+
+/// A file system device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// What the guest mounts, at most 36 bytes.
+    pub tag: String,
+    /// An open socket that the VMM process inherits (SOCK_SEQPACKET): each message is one FUSE request or reply. A
+    /// machine that is saved before its guest mounts needs none.
+    #[serde(default)]
+    pub fd: Option<RawFd>,
 }
 
 /// The vsock device and its Unix socket on the host, as in Firecracker: a client connects to `uds_path`

@@ -13,10 +13,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("arch", &[]),
     ("archive", &[]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "archive", "images", "programs", "vmm"]),
+    ("engine", &["agent_protocol", "archive", "images", "programs", "shares", "vmm"]),
     ("images", &[]),
     ("lighter", &["engine", "images", "vmm"]),
     ("programs", &[]),
+    ("shares", &[]),
     ("vmm", &["arch", "devices"]),
 ];
 

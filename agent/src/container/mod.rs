@@ -8,6 +8,7 @@ mod mounts;
 mod quiet;
 mod random;
 pub mod root;
+mod shares;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;
@@ -108,7 +109,8 @@ impl Container {
             self.forwarder = Some(Forwarder::open(address)?);
         }
         limits::set(&plan.limits)?;
-        prepared.files.write(plan)
+        prepared.files.write(plan)?;
+        shares::mount_all(&plan.mounts, &prepared.outside, plan.root.writable_device.is_none())
     }
 
     /// Starts the main process, the init of a PID namespace of its own.

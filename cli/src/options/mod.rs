@@ -3,3 +3,4 @@
 pub mod network;
 pub mod process;
 pub mod resources;
+pub mod volumes;

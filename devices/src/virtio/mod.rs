@@ -6,6 +6,7 @@ pub mod chain;
 pub mod device;
 #[cfg(any(test, feature = "test-utils"))]
 mod fake_queue;
+pub mod fs;
 pub mod guest_buffers;
 pub mod net;
 pub mod placeholder;

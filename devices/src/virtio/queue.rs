@@ -103,8 +103,12 @@ impl ActiveQueue {
             .load(at, Ordering::Relaxed)
             .map_err(|source| self.violation(format!("available ring: {source}")))?;
         self.queue.set_next_avail(next.wrapping_add(1));
-        let table = GuestAddress(self.queue.desc_table());
-        Ok(Some(Chain::new(mem, table, self.size(), u16::from_le(head))))
+        Ok(Some(self.chain_at(mem, u16::from_le(head))))
+    }
+
+    /// The chain that starts at `head`, which was popped before. Its descriptors may be others by now.
+    pub fn chain_at<'m>(&self, mem: &'m GuestRam, head: u16) -> Chain<'m> {
+        Chain::new(mem, GuestAddress(self.queue.desc_table()), self.size(), head)
     }
 
     /// Reads the available index; true if there are chains.

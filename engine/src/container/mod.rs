@@ -213,6 +213,16 @@ impl Container {
         self.run.join("vmm.log")
     }
 
+    /// Where the server of host directories makes its tree.
+    pub fn shares(&self) -> PathBuf {
+        self.run.join("shares")
+    }
+
+    /// What that server says on its stderr.
+    pub fn shares_log(&self) -> PathBuf {
+        self.run.join("shares.log")
+    }
+
     /// The writable layer.
     pub fn disk(&self) -> PathBuf {
         self.data.join("disk.ext4")

@@ -108,6 +108,14 @@ pub fn load(container: &Container) -> Result<(String, ContainerSpec, State), Con
     Ok((name, spec, state))
 }
 
+/// Name and specification of every container that was described, also of those that never started.
+pub fn described(dirs: &Dirs) -> Vec<(String, ContainerSpec)> {
+    let spec = |(id, name): (String, String)| {
+        Some((name, read_json(&Table::data(dirs).join(id).join("spec.json")).ok()?))
+    };
+    names(dirs).into_iter().filter_map(spec).collect()
+}
+
 /// ID and name of every container.
 pub(super) fn names(dirs: &Dirs) -> Vec<(String, String)> {
     let entries = std::fs::read_dir(Table::data(dirs)).into_iter().flatten();

@@ -10,6 +10,7 @@ use crate::log::LogSpec;
 use crate::network::NetworkSpec;
 use crate::plan::Plan;
 use crate::resources::ResourceSpec;
+use crate::volumes::MountSpec;
 
 /// Version of the file.
 pub const SCHEMA: &str = "lighter.container.v1";
@@ -38,6 +39,9 @@ pub struct ContainerSpec {
     /// What it may take of its host.
     #[serde(default)]
     pub resources: ResourceSpec,
+    /// What it sees of its host.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -182,6 +186,7 @@ pub(crate) mod tests {
             },
             network: NetworkSpec::default(),
             resources: ResourceSpec::default(),
+            mounts: Vec::new(),
             lifetime: Lifetime::default(),
             health: None,
             labels: BTreeMap::new(),

@@ -123,7 +123,8 @@ impl Guest {
     pub fn behind(record: &Record, vsock: PathBuf) -> Self {
         let (image, writable) = (record.data.join(&record.spec.rootfs), record.data.join("disk.ext4"));
         let disks = Disks::open(&image, &writable).ok();
-        Self { vsock, mounts: Vec::new(), disks }
+        let mounts = record.spec.mounts.iter().map(|mount| mount.target.clone()).collect();
+        Self { vsock, mounts, disks }
     }
 
     /// What the container changed in its image, each directory before what is in it.

@@ -23,12 +23,13 @@ mod waiting;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_protocol::HOST_PORT;
-use agent_protocol::message::TerminalSize;
+use agent_protocol::message::{ContainerPlan, TerminalSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::config::RestoreConfig;
 
@@ -51,6 +52,7 @@ use crate::session::{Outcome, SessionError};
 use crate::snapshot::Resumption;
 use crate::template::{MakeError, Template, TemplateStore};
 use crate::trace::Trace;
+use crate::volumes::{self, FileServer, VolumeStore};
 use health::Checker;
 use hub::{Farewell, Hub};
 use life::{Agent, Change, Life, Setup};
@@ -138,6 +140,7 @@ impl Keeper<'_> {
         // First the container: whoever hears of its end may start it again.
         if self.spec.lifetime.remove {
             self.container.remove();
+            VolumeStore::new(self.dirs).remove_anonymous(&self.spec.mounts);
             emit(self.dirs, &Event::new("container", "destroy", self.spec.id.as_str(), &self.name));
         } else {
             drop(self.container);
@@ -251,15 +254,24 @@ impl Keeper<'_> {
         }
         let cgroup = self.cgroup()?;
         let interfaces = attachment.interfaces();
-        let vm = VmProcess::spawn(&machine.program, &config, interfaces, &self.container.vmm_log())?;
+        let mut files = self.serve_files()?;
+        let socket = files.as_ref().and_then(FileServer::socket);
+        if let (Some(fs), Some(socket)) = (&mut config.fs, socket) {
+            fs.fd = Some(socket.as_raw_fd());
+        }
+        let vm = VmProcess::spawn(&machine.program, &config, interfaces, socket, &self.container.vmm_log())?;
         self.container.record_vmm(vm.id())?;
-        cgroup.iter().try_for_each(|cgroup| cgroup.add(vm.id()))?;
+        for process in files.iter().map(FileServer::id).chain([vm.id()]) {
+            cgroup.iter().try_for_each(|cgroup| cgroup.add(process))?;
+        }
+        files.iter_mut().for_each(FileServer::handed_over);
+        let mounts = volumes::spec::plan(&self.spec.mounts);
         self.state.vmm = Some(vm.id());
         let network = attachment.plan();
         let make_plan = |size: Option<TerminalSize>| {
             let mut plan = self.spec.plan.clone();
             size.into_iter().for_each(|size| plan.resize(size));
-            plan.finish(network.clone())
+            ContainerPlan { mounts: mounts.clone(), ..plan.finish(network.clone()) }
         };
         let lifetime = &self.spec.lifetime;
         let checker = self.spec.health.as_ref();
@@ -285,6 +297,29 @@ impl Keeper<'_> {
             health: checker,
         };
         Ok(Life::new(setup, vm).run()?)
+    }
+
+    /// Makes its volumes and starts what serves them and the host's directories, if it has any.
+    fn serve_files(&self) -> Result<Option<FileServer>, RunError> {
+        let store = VolumeStore::new(self.dirs);
+        store.ensure(&self.spec.mounts, true)?;
+        store.fill(&self.spec.mounts, &self.container.data().join(&self.spec.rootfs))?;
+        let shares = volumes::spec::shares(&self.spec.mounts, &store);
+        if shares.is_empty() {
+            return Ok(None);
+        }
+        let place = self.container.shares();
+        std::fs::create_dir_all(&place)
+            .map_err(|source| RunError::Host { action: "make a place for the shares", source })?;
+        let event = Event::new("container", "shares-lost", self.spec.id.as_str(), &self.name);
+        let dirs = self.dirs.clone();
+        let lost = move |why: String| {
+            eprintln!(
+                "lighter: the server of the host's directories is gone ({why}): the container has them no more"
+            );
+            emit(&dirs, &event.with("reason", why));
+        };
+        Ok(Some(FileServer::spawn(&shares::Plan { place, shares }, &self.container.shares_log(), lost)?))
     }
 
     /// Takes the limits as they are now: an update may have changed them. A machine that boots may have another size.

@@ -206,6 +206,7 @@ impl Plan {
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or_default(),
             entropy: crate::container::id::random(),
             network: Some(network),
+            mounts: Vec::new(),
             process: self.process.clone(),
             power_off_at_exit: true,
             limits: self.limits,

@@ -54,22 +54,23 @@ pub struct VmProcess {
 
 impl VmProcess {
     /// Starts `program`, the VMM, with `config`. `interfaces` are those that `config.net` names. What the process
-    /// writes to stderr goes to the file `log`.
+    /// writes to stderr goes to the file `log`; `shares` is the descriptor that `config.fs` names.
     ///
     /// Call it from the thread that lives longest: the VMM dies with its parent *thread*.
     pub fn spawn(
         program: &Path,
         config: &VmConfig,
         interfaces: &[Interface],
+        shares: Option<BorrowedFd<'_>>,
         log: &Path,
     ) -> Result<Self, ProcessError> {
         let prepare = |action| move |source: io::Error| ProcessError::Prepare { action, source };
         let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
-        let config_fd = config_file(config).map_err(prepare("write its configuration"))?;
+        let config_fd = json_file("lighter-vm-config", config).map_err(prepare("write its configuration"))?;
         let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
         keep_private();
         let interfaces = interfaces.iter().map(|interface| interface.fd.as_fd());
-        for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(interfaces) {
+        for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(interfaces).chain(shares) {
             inherit(fd).map_err(prepare("let it inherit a descriptor"))?;
         }
         let log_file = File::create(log).map_err(prepare("make its log"))?;
@@ -157,11 +158,11 @@ impl Drop for VmProcess {
     }
 }
 
-/// The configuration in anonymous memory, to be read from its beginning.
-fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
-    let file = memfd_create("lighter-vm-config", MemfdFlags::CLOEXEC)?;
+/// `value` in anonymous memory called `name`, to be read from its beginning.
+pub(crate) fn json_file(name: &str, value: &impl serde::Serialize) -> io::Result<OwnedFd> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
     let mut writer = File::from(file);
-    serde_json::to_writer(&mut writer, config)?;
+    serde_json::to_writer(&mut writer, value)?;
     let file = OwnedFd::from(writer);
     seek(&file, SeekFrom::Start(0))?;
     Ok(file)
@@ -169,11 +170,11 @@ fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
 
 /// Marks everything beyond the standard streams close-on-exec, also what lighter itself inherited from a careless
 /// parent. Kernels before 5.11 cannot, which costs nothing but tidiness.
-fn keep_private() {
+pub(crate) fn keep_private() {
     // SAFETY: the call takes three integers and changes flags of descriptors only.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
 }

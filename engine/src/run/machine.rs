@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agent_protocol::mount::SHARES_TAG;
 use images::ext4;
-use vmm::config::{BlockEngine, DiskConfig, KernelConfig, RestoreConfig, VmConfig, VsockConfig};
+use vmm::config::{BlockEngine, DiskConfig, FsConfig, KernelConfig, RestoreConfig, VmConfig, VsockConfig};
 
 use crate::container::Container;
 use crate::container::spec::ContainerSpec;
@@ -16,6 +17,7 @@ use crate::plan::{Plan, resources};
 use crate::resources::rates::{DISKS, DeviceRates};
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
+use crate::volumes::MountSpec;
 use crate::{carried, kernel};
 
 /// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
@@ -45,6 +47,8 @@ pub struct Machine {
     pub interfaces: Interfaces,
     /// It gives memory back that it does not use.
     pub reclaims: bool,
+    /// It has a file system device.
+    pub shares: bool,
 }
 
 impl Machine {
@@ -66,6 +70,7 @@ impl Machine {
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
             interfaces: spec.network.interfaces(),
             reclaims: options.memory_reclaim,
+            shares: spec.mounts.iter().any(MountSpec::is_share),
         })
     }
 
@@ -85,6 +90,7 @@ impl Machine {
             vcpus: self.vcpus,
             mem_size_mib: self.mem_size_mib,
             interfaces: self.interfaces,
+            shares: self.shares,
             rootfs: (level == Level::Image).then_some(&self.rootfs),
             writable: plan.writable(),
             reclaims: self.reclaims,
@@ -131,6 +137,7 @@ impl Machine {
             net: attachment.into_iter().flat_map(Attachment::interfaces).map(Interface::config).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
             balloon: self.reclaims,
+            fs: self.shares.then(|| FsConfig { tag: SHARES_TAG.to_owned(), fd: None }),
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),

@@ -30,6 +30,7 @@ use crate::session::link::Link;
 use crate::session::signals::Signals;
 use crate::template::MakeError;
 use crate::trace::Trace;
+use crate::volumes::{self, MountSpec, VolumeStore};
 use machine::Machine;
 use warm::{Level, Warmer};
 
@@ -50,6 +51,8 @@ pub struct RunOptions {
     pub network: NetworkSpec,
     /// What it may take of its host.
     pub resources: ResourceSpec,
+    /// `-v`, `--mount`, `--tmpfs`
+    pub mounts: Vec<MountSpec>,
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
@@ -116,12 +119,14 @@ pub fn make(
         machine: options.machine.clone(),
         network,
         resources: options.resources.clone(),
+        mounts: volumes::resolve(options.mounts.clone(), &volumes::of_image(&image.process()))?,
         lifetime: options.lifetime.clone(),
         health: options.health.clone(),
         labels: options.labels.clone(),
         log: options.log,
     };
     container.describe(&spec)?;
+    VolumeStore::new(dirs).ensure(&spec.mounts, false)?;
     let made = Made { container, spec };
     Ok(match made.warm_up(dirs, &signals, watcher.notice, trace)? {
         Some(outcome) => Err(outcome),

@@ -50,6 +50,12 @@ pub enum SnapshotError {
         /// Why.
         why: String,
     },
+    /// Its shares are files that other processes have open.
+    #[error(
+        "container {0:?} has volumes or directories of the host, which no snapshot can hold and no copy may share \
+         unseen: only a container without -v and --mount (--tmpfs is fine) can be saved or cloned"
+    )]
+    Shares(String),
     /// The container cannot be saved now.
     #[error(transparent)]
     Ask(#[from] AskError),

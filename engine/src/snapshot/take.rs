@@ -12,6 +12,7 @@ use crate::keeper::client;
 use crate::keeper::protocol::Request;
 use crate::run::machine::AGENT_DISK;
 use crate::template::copy_sparse;
+use crate::volumes::MountSpec;
 
 /// What writing a machine's memory may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -28,6 +29,9 @@ pub struct Taken {
 /// Saves the running container `record` to `draft`. It goes on, whatever happens here: its keeper lets it go when
 /// this process ends.
 pub fn take(record: &Record, draft: &Draft) -> Result<Taken, SnapshotError> {
+    if record.spec.mounts.iter().any(MountSpec::is_share) {
+        return Err(SnapshotError::Shares(record.name.clone()));
+    }
     let directory = draft.directory();
     let disk = record.data.join(DISK);
     // Before anything stands still.

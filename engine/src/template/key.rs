@@ -22,6 +22,8 @@ pub struct Ingredients<'a> {
     pub mem_size_mib: u32,
     /// Its network interfaces.
     pub interfaces: Interfaces,
+    /// It has a file system device.
+    pub shares: bool,
     /// The image's root filesystem, a file whose name follows from its content; `None` for a machine whose drives are
     /// empty.
     pub rootfs: Option<&'a Path>,
@@ -38,7 +40,8 @@ pub struct Key(String);
 impl Key {
     /// The key of `ingredients` as they are now, with the programs of this lighter.
     pub fn of(ingredients: &Ingredients<'_>) -> io::Result<Self> {
-        let Ingredients { kernel, vcpus, mem_size_mib, interfaces, rootfs, writable, reclaims } = ingredients;
+        let Ingredients { kernel, vcpus, mem_size_mib, interfaces, shares, rootfs, writable, reclaims } =
+            ingredients;
         let mut text =
             format!("format {FORMAT_VERSION}\nagent {}\nvmm {}\n", programs::AGENT.id, programs::VMM.id);
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
@@ -52,6 +55,7 @@ impl Key {
         line("vcpus", vcpus);
         line("memory", mem_size_mib);
         line("network", interfaces);
+        line("shares", shares);
         match rootfs.map(|rootfs| rootfs.file_name().unwrap_or_default()) {
             Some(name) => line("rootfs", &name.display()),
             None => line("no rootfs", &""),
@@ -100,6 +104,7 @@ mod tests {
             vcpus: 1,
             mem_size_mib: 128,
             interfaces: Interfaces::None,
+            shares: false,
             rootfs: Some(&rootfs),
             writable: true,
             reclaims: true,
@@ -117,6 +122,7 @@ mod tests {
             Ingredients { interfaces: Interfaces::Taps(1), ..plain },
             Ingredients { interfaces: Interfaces::Taps(2), ..plain },
             Ingredients { interfaces: Interfaces::User, ..plain },
+            Ingredients { shares: true, ..plain },
             Ingredients { rootfs: Some(&other_file), ..plain },
             Ingredients { rootfs: None, ..plain },
             Ingredients { writable: false, ..plain },

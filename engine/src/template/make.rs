@@ -144,7 +144,7 @@ impl Maker<'_> {
         self.config.control = Some(self.container.control());
         self.config.net = self.interfaces.iter().map(Interface::config).collect();
         let log = self.container.vmm_log();
-        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, &log)
+        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, None, &log)
             .map_err(|error| keep("start the VMM")(io::Error::other(error)))?;
         self.container.record_vmm(vm.id()).map_err(|error| keep("note the VMM")(io::Error::other(error)))?;
         self.prepare(&mut vm, &listener)?;

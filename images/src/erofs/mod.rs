@@ -16,7 +16,9 @@
 //!
 //! Reference: Linux `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h`.
 
+mod access;
 mod builder;
+mod copy;
 mod data;
 mod directory;
 mod image;
@@ -31,6 +33,7 @@ mod tree;
 mod xattr;
 
 pub use builder::Builder;
+pub use copy::copy_directory;
 pub use data::DataWriter;
 pub use image::{ImageOptions, write_image};
 pub use output::Output;

@@ -21,6 +21,7 @@ use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError,
 use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
+use devices::virtio::fs::{Fs, MAX_TAG_BYTES};
 use devices::virtio::net::stream::Stream;
 use devices::virtio::net::tap::{Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
@@ -32,7 +33,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::spare;
-use crate::config::{DiskConfig, NetBackend, NetConfig, VmConfig, VmExit};
+use crate::config::{DiskConfig, FsConfig, NetBackend, NetConfig, VmConfig, VmExit};
 use crate::exit::Buses;
 use crate::irq::Router;
 use crate::pmem::Pmem;
@@ -69,7 +70,13 @@ pub enum DeviceError {
     /// A disk could not be opened.
     #[error(transparent)]
     Block(#[from] BlockError),
-    /// The descriptor of an interface is none.
+    /// The tag of a file system is too long.
+    #[error("the file system's tag {tag:?} has more than {MAX_TAG_BYTES} bytes")]
+    Tag {
+        /// The tag.
+        tag: String,
+    },
+    /// The descriptor of an interface or a file system is none.
     #[error("the TAP or socket descriptor {fd} cannot be used")]
     TapDescriptor {
         /// Its number.
@@ -251,6 +258,9 @@ fn virtio_devices(
     if let Some(balloon) = balloon {
         devices.push(("balloon".into(), Box::new(balloon)));
     }
+    if let Some(config) = &config.fs {
+        devices.push(("fs".into(), Box::new(fs(config)?)));
+    }
     let count = devices.len() + usize::from(config.spare_slots);
     if count > layout::VIRTIO_MMIO_SLOTS {
         return Err(DeviceError::TooManySlots { count });
@@ -291,7 +301,15 @@ pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> 
     ))
 }
 
-/// A descriptor of our own for the interface that the configuration names by number.
+/// The file system device.
+fn fs(config: &FsConfig) -> Result<Fs, DeviceError> {
+    if config.tag.len() > MAX_TAG_BYTES {
+        return Err(DeviceError::Tag { tag: config.tag.clone() });
+    }
+    Ok(Fs::new(&config.tag, config.fd.map(duplicate).transpose()?))
+}
+
+/// A descriptor of our own for what the configuration names by number.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor or fails; it changes nothing of the old one.
     let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };

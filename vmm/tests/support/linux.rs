@@ -79,6 +79,7 @@ impl Bench {
             net: Vec::new(),
             vsock: None,
             balloon: false,
+            fs: None,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(self.path("console")),

@@ -158,6 +158,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         net: Vec::new(),
         vsock: None,
         balloon: false,
+        fs: None,
         spare_slots: 0,
         plugged: Default::default(),
         console_log: None,

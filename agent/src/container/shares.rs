@@ -1,0 +1,87 @@
+//! The host's directories, volumes and memory, each at its place in the container.
+//!
+//! The file system with the shares is mounted outside the container's root, so that a container sees of it only what
+//! was meant for it.
+
+use std::os::fd::OwnedFd;
+
+use agent_protocol::mount::{MountPlan, MountSource, SHARES_TAG};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
+use rustix::process::{chdir, fchdir};
+
+use super::mounts::{directory, mount_at};
+use super::root::{Outside, make_read_only};
+use crate::failure::{Context, Failure};
+
+/// In the agent's own root, which is the working directory while shares are taken from it.
+const SHARES: &str = "run/shares";
+
+/// Mounts all of `plans`. Called inside the container's root; `read_only` says that nobody writes to that.
+pub fn mount_all(plans: &[MountPlan], outside: &Outside, read_only: bool) -> Result<(), Failure> {
+    if plans.is_empty() {
+        return Ok(());
+    }
+    fchdir(outside.root()).during("enter the agent's root")?;
+    let trees = open_all(plans);
+    chdir("/").during("chdir")?;
+    if read_only {
+        // For the mount points.
+        mount_remount("/", MountFlags::empty(), c"").during("make the root writable")?;
+    }
+    for (plan, tree) in plans.iter().zip(trees?) {
+        place(plan, tree)?;
+    }
+    if read_only { make_read_only() } else { Ok(()) }
+}
+
+/// A mount of each share that is nowhere yet.
+fn open_all(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    if plans.iter().any(|plan| matches!(plan.source, MountSource::Share(_))) {
+        directory(SHARES, 0o700)?;
+        mount_at(SHARES_TAG, SHARES, "virtiofs", MountFlags::NODEV, None)?;
+    }
+    let open = |plan: &MountPlan| {
+        let MountSource::Share(number) = plan.source else { return Ok(None) };
+        let path = format!("{SHARES}/{number}");
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, &path, flags).during(&path).map(Some)
+    };
+    plans.iter().map(open).collect()
+}
+
+fn place(plan: &MountPlan, tree: Option<OwnedFd>) -> Result<(), Failure> {
+    let target = plan.target.as_str();
+    for (at, _) in target.match_indices('/').skip(1) {
+        directory(&target[..at], 0o755)?;
+    }
+    let is_file = match &tree {
+        Some(tree) => {
+            let stat = rustix::fs::fstat(tree).during(target)?;
+            FileType::from_raw_mode(stat.st_mode) != FileType::Directory
+        }
+        None => false,
+    };
+    if is_file {
+        let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(CWD, target, flags, Mode::from_raw_mode(0o644)).during(target)?;
+    } else {
+        directory(target, 0o755)?;
+    }
+    match (&plan.source, tree) {
+        (MountSource::Tmpfs { flags, data }, _) => {
+            let data = std::ffi::CString::new(data.as_str()).unwrap_or_default();
+            mount_at("tmpfs", target, "tmpfs", MountFlags::from_bits_retain(*flags), Some(&data))
+        }
+        (MountSource::Share(_), Some(tree)) => {
+            let step = format!("mount on {target}");
+            move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).during(&step)?;
+            if plan.read_only {
+                let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
+                mount_remount(target, flags, c"").during(&step)?;
+            }
+            Ok(())
+        }
+        (MountSource::Share(_), None) => Ok(()),
+    }
+}

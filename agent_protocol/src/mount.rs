@@ -1,0 +1,31 @@
+//! What the agent mounts in the container's root.
+
+use serde::{Deserialize, Serialize};
+
+/// Tag of the file system that holds the shares.
+pub const SHARES_TAG: &str = "lighter";
+
+/// One mount.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MountPlan {
+    /// Where, an absolute path; made if missing.
+    pub target: String,
+    /// Nobody writes through it.
+    pub read_only: bool,
+    /// What.
+    pub source: MountSource,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum MountSource {
+    /// A directory or file of the host: the entry with this number in the file system [`SHARES_TAG`].
+    Share(u16),
+    /// Memory.
+    Tmpfs {
+        /// Flags of mount(2).
+        flags: u32,
+        /// Options of tmpfs(5).
+        data: String,
+    },
+}

@@ -1,0 +1,27 @@
+//! What a container sees of its host: `-v`, `--mount`, `--tmpfs`.
+
+use clap::Args;
+use engine::volumes::{MountSpec, VolumeError, parse};
+
+/// Options of `run` and `create`.
+#[derive(Args)]
+pub struct VolumeArgs {
+    /// Mount a directory or file of the host, or a volume
+    #[arg(short, long, value_name = "[SOURCE:]TARGET[:ro]")]
+    pub volume: Vec<String>,
+    /// The same in words: type=bind|volume|tmpfs,source=SOURCE,target=TARGET,readonly
+    #[arg(long, value_name = "MOUNT")]
+    pub mount: Vec<String>,
+    /// Mount memory, for example /run:size=64m,mode=755
+    #[arg(long, value_name = "TARGET[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+}
+
+impl VolumeArgs {
+    /// For the engine.
+    pub fn mounts(&self) -> Result<Vec<MountSpec>, VolumeError> {
+        let volumes = self.volume.iter().map(|text| parse::volume(text));
+        let mounts = self.mount.iter().map(|text| parse::mount(text));
+        volumes.chain(mounts).chain(self.tmpfs.iter().map(|text| parse::tmpfs(text))).collect()
+    }
+}

@@ -1,0 +1,114 @@
+//! A container's mounts, as they were asked for.
+
+use std::path::PathBuf;
+
+use agent_protocol::mount::{MountPlan, MountSource};
+use serde::{Deserialize, Serialize};
+use shares::Share;
+
+use super::VolumeStore;
+
+/// Something that is mounted in a container.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct MountSpec {
+    /// What.
+    #[serde(flatten)]
+    pub kind: MountKind,
+    /// Where in the container: absolute, without `.`, `..` and double slashes.
+    pub target: String,
+    /// Nobody writes through it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum MountKind {
+    /// A directory or file of the host.
+    Bind {
+        /// Its path there, absolute; links were resolved when the container was made.
+        source: PathBuf,
+    },
+    /// A volume, made when it is first needed.
+    Volume {
+        /// Its name; empty until one is drawn for it.
+        name: String,
+        /// It is this container's only, and goes with it where that is asked for.
+        #[serde(default)]
+        anonymous: bool,
+        /// An empty one gets what the image has at its place.
+        #[serde(default)]
+        copy: bool,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Flags of mount(2).
+        flags: u32,
+        /// Options of tmpfs(5).
+        data: String,
+    },
+}
+
+impl MountSpec {
+    /// Another process has to serve it.
+    pub fn is_share(&self) -> bool {
+        !matches!(self.kind, MountKind::Tmpfs { .. })
+    }
+}
+
+/// What the file server serves for `mounts`: one share for each that needs one, in their order.
+pub fn shares(mounts: &[MountSpec], store: &VolumeStore) -> Vec<Share> {
+    let source = |mount: &MountSpec| match &mount.kind {
+        MountKind::Bind { source } => Some(source.clone()),
+        MountKind::Volume { name, .. } => Some(store.content(name)),
+        MountKind::Tmpfs { .. } => None,
+    };
+    let share = |mount: &MountSpec| Some(Share { source: source(mount)?, read_only: mount.read_only });
+    mounts.iter().filter_map(share).collect()
+}
+
+/// What the agent mounts. Outer places come before inner ones.
+pub fn plan(mounts: &[MountSpec]) -> Vec<MountPlan> {
+    let mut number = 0;
+    let mut plans: Vec<MountPlan> = mounts
+        .iter()
+        .map(|mount| {
+            let source = match &mount.kind {
+                MountKind::Tmpfs { flags, data } => MountSource::Tmpfs { flags: *flags, data: data.clone() },
+                MountKind::Bind { .. } | MountKind::Volume { .. } => {
+                    number += 1;
+                    MountSource::Share(number - 1)
+                }
+            };
+            MountPlan { target: mount.target.clone(), read_only: mount.read_only, source }
+        })
+        .collect();
+    plans.sort_by_key(|plan| plan.target.matches('/').count());
+    plans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::test_dirs;
+
+    #[test]
+    fn shares_keep_their_numbers_while_outer_places_are_mounted_first() {
+        let base = tempfile::tempdir().unwrap();
+        let store = VolumeStore::new(&test_dirs(base.path()));
+        let mount = |kind, target: &str| MountSpec { kind, target: target.into(), read_only: false };
+        let mounts = [
+            mount(MountKind::Bind { source: "/srv".into() }, "/a/b/c"),
+            mount(MountKind::Tmpfs { flags: 0, data: String::new() }, "/a/b"),
+            mount(MountKind::Volume { name: "v1".into(), anonymous: false, copy: true }, "/a"),
+        ];
+        let plans = plan(&mounts);
+        let targets: Vec<&str> = plans.iter().map(|plan| plan.target.as_str()).collect();
+        assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
+        assert_eq!(plans[2].source, MountSource::Share(0));
+        assert_eq!(plans[0].source, MountSource::Share(1));
+        let shares = shares(&mounts, &store);
+        assert_eq!((shares.len(), shares[0].source.to_str()), (2, Some("/srv")));
+    }
+}
