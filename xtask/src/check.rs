@@ -10,6 +10,7 @@ use crate::{build, step};
 const ARROWS: &[(&str, &[&str])] = &[
     ("agent", &["agent_protocol", "archive"]),
     ("agent_protocol", &[]),
+    ("api_server", &[]),
     ("arch", &[]),
     ("archive", &[]),
     ("devices", &[]),
@@ -17,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("images", &[]),
     ("lighter", &["engine", "images", "vmm"]),
     ("programs", &[]),
-    ("vmm", &["arch", "devices"]),
+    ("vmm", &["api_server", "arch", "devices"]),
 ];
 
 /// Outside crates that only the named crate may use.
