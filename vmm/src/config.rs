@@ -102,6 +102,10 @@ pub struct KernelConfig {
     /// Appended to the command line that the VMM makes itself (console, devices, host quirks).
     #[serde(default)]
     pub cmdline: String,
+    /// The command line that the VMM makes itself has only what the guest cannot run without: no console, no
+    /// tuning for containers.
+    #[serde(default)]
+    pub bare: bool,
 }
 
 /// One raw disk image.

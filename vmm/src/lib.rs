@@ -2,6 +2,7 @@
 //!
 //! The only crate that opens `/dev/kvm`.
 
+pub mod api;
 mod clock;
 mod cmdline;
 pub mod config;

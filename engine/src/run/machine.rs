@@ -53,6 +53,7 @@ impl Machine {
             path: kernel::find(options.kernel.as_deref(), dirs)?,
             initrd: options.initrd.as_deref().map(kernel::find_initrd).transpose()?,
             cmdline: std::iter::once(ROOT_ARGUMENTS).chain(arguments).collect::<Vec<_>>().join(" "),
+            bare: false,
         };
         Ok(Self {
             program: carried::vmm(dirs)?,

@@ -158,6 +158,7 @@ pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
     };
     let machine = cmdline::Machine {
         console: parts.machine.console.is_some(),
+        bare: config.kernel.bare,
         emulated_ring0: parts.emulated_ring0,
         virtio_devices: parts.machine.slots.len(),
     };

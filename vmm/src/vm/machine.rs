@@ -1,10 +1,10 @@
 //! The devices of a VM, built from its configuration and put on the buses.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -290,11 +290,16 @@ fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
 }
 
 fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+    // Never waited for: a FIFO or terminal that is full loses output. Opened for reading too, as a FIFO without
+    // a reader does not open for writing alone.
     let file = OpenOptions::new()
         .create(true)
+        .read(true)
         .append(true)
         .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
+        .or_else(|error| standard_output(path).ok_or(error))
         .map_err(|source| DeviceError::OpenConsole { path: path.clone(), source })?;
     let out: Box<dyn io::Write + Send> = Box::new(file);
     let log = ConsoleLog::new(out);
@@ -302,6 +307,12 @@ fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Conso
         Some(state) => Serial::restore(state, log)?,
         None => Serial::open(log)?,
     }))
+}
+
+/// Standard output that cannot be opened anew: a socket, or a file of another user.
+fn standard_output(path: &Path) -> Option<File> {
+    let own = (path == Path::new("/dev/stdout")).then(|| io::stdout().as_fd().try_clone_to_owned().ok())?;
+    own.map(File::from)
 }
 
 /// Carries the guest's wish to end to the owner of the VM.

@@ -96,7 +96,7 @@ impl Vm {
             message: crate::text::with_causes(&error),
         })?;
         let base = base.map(|base| base.identity.id);
-        let order = SaveOrder { directory: dir.clone(), base, track: *track };
+        let order = SaveOrder { directory: dir.clone(), base, track: *track, note: Vec::new() };
         if matches!(self.vcpus, Vcpus::Running(_)) {
             let save = Save::begin(order, self.log.clone())?;
             return Ok(Begun::Running { save, stay_paused: *stay_paused });

@@ -72,7 +72,7 @@ impl Bench {
         VmConfig {
             vcpus: 1,
             mem_size_mib,
-            kernel: KernelConfig { path: kernel().unwrap(), initrd: None, cmdline },
+            kernel: KernelConfig { path: kernel().unwrap(), initrd: None, cmdline, bare: false },
             disks: vec![agent],
             pmem: Vec::new(),
             net: Vec::new(),

@@ -1,0 +1,120 @@
+//! Calls while there is a VM.
+
+use std::time::Instant;
+
+use api_server::http::Response;
+use api_server::wire::{BalloonStats, VmState};
+use api_server::{Call, Fault};
+use serde_json::json;
+
+use super::fault::{not_offered, refused};
+use super::instance::{Guest, GuestState, Instance};
+use super::resources::no_memory_hotplug;
+use crate::vm::VmError;
+
+impl Instance {
+    /// Does what `call` wants with the VM.
+    pub fn call_started(&mut self, call: Call, guest: &mut Guest) -> Result<Response, Fault> {
+        let begin = Instant::now();
+        match call {
+            Call::Pause => {
+                guest.pause().map_err(|error| refused("Internal VMM error", &error))?;
+                self.metrics.took("pause_vm", begin.elapsed());
+            }
+            Call::Resume => {
+                guest.resume().map_err(|error| refused("Internal VMM error", &error))?;
+                self.metrics.took("resume_vm", begin.elapsed());
+            }
+            Call::CreateSnapshot(create) => self.save(&create, guest)?,
+            Call::FlushMetrics => self
+                .metrics
+                .flush(json!({}))
+                .map_err(|error| refused("Internal VMM error: Metrics error", &error))?,
+            Call::GetBalloon => {
+                let balloon = self.resources.balloon();
+                return balloon.map(Response::data).ok_or_else(|| no_balloon("Internal VMM error"));
+            }
+            Call::UpdateBalloon(update) => {
+                let what = "Balloon update error";
+                let control = guest.vm.balloon().ok_or_else(|| no_balloon(what))?;
+                control.set_target(update.amount_mib).map_err(|error| refused(what, &error))?;
+                self.resources.set_balloon_amount(update.amount_mib);
+            }
+            Call::GetBalloonStats => return self.balloon_stats(guest),
+            Call::UpdateBalloonStats(_) => {
+                return Err(Fault::new(
+                    "Balloon update error: Cannot change the statistics polling interval after boot: lighter \
+                     answers with the sizes only.",
+                ));
+            }
+            Call::GetHinting | Call::StartHinting(_) | Call::StopHinting => {
+                return Err(not_offered("Free page hinting", "use free_page_reporting"));
+            }
+            Call::GetMemoryHotplug | Call::UpdateMemoryHotplug(_) => return Err(no_memory_hotplug()),
+            Call::SendCtrlAltDel => {
+                return Err(not_offered("A keyboard", "stop the guest through its vsock or network"));
+            }
+            Call::UpdateDrive(_) => {
+                return Err(not_offered(
+                    "A change of a drive while the guest runs",
+                    "give it before the start",
+                ));
+            }
+            Call::UpdateNet(_) | Call::UpdatePmem(_) => {
+                return Err(not_offered("A change of limits while the guest runs", "leave it out"));
+            }
+            Call::Unplug(..) => {
+                return Err(not_offered("Unplugging a device", "let the guest leave it alone"));
+            }
+            other => return self.call_anytime(other, guest.state.into()),
+        }
+        Ok(Response::done())
+    }
+
+    fn balloon_stats(&self, guest: &Guest) -> Result<Response, Fault> {
+        let control = guest.vm.balloon().ok_or_else(|| no_balloon("Internal VMM error"))?;
+        let (target_mib, actual_mib) = (control.target_mib(), control.actual_mib());
+        Ok(Response::data(&BalloonStats {
+            target_pages: target_mib * 256,
+            actual_pages: actual_mib * 256,
+            target_mib,
+            actual_mib,
+            ..BalloonStats::default()
+        }))
+    }
+}
+
+impl Guest {
+    /// Takes the vCPUs out of the guest; nothing is to be done where they are.
+    fn pause(&mut self) -> Result<(), VmError> {
+        if self.state == GuestState::Running {
+            self.vm.pause()?;
+            self.state = GuestState::Paused;
+        }
+        Ok(())
+    }
+
+    /// Lets the vCPUs into the guest; nothing is to be done where they are.
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        match self.state {
+            GuestState::Running => return Ok(()),
+            GuestState::Paused => self.vm.resume()?,
+            GuestState::Loaded => self.vm.start()?,
+        }
+        self.state = GuestState::Running;
+        Ok(())
+    }
+}
+
+impl From<GuestState> for VmState {
+    fn from(state: GuestState) -> Self {
+        match state {
+            GuestState::Running => VmState::Running,
+            GuestState::Paused | GuestState::Loaded => VmState::Paused,
+        }
+    }
+}
+
+fn no_balloon(what: &str) -> Fault {
+    Fault::new(format!("{what}: No balloon device found."))
+}
