@@ -146,7 +146,10 @@ impl Driven {
         }
         for event in &wanted {
             if self.host_events.iter().any(|old| old.fd == event.fd) {
-                let _ = ops.modify(host_events(event));
+                // One that was closed and opened anew under its number is not known to epoll any more.
+                if ops.modify(host_events(event)).is_err() {
+                    watch(ops, host_events(event));
+                }
             } else {
                 watch(ops, host_events(event));
             }

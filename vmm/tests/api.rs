@@ -26,6 +26,7 @@ kvm_tests!(
     a_configuration_file_boots_with_and_without_a_socket,
     a_client_that_says_half_and_leaves_disturbs_nobody,
     metadata_and_metrics_are_kept,
+    a_drive_gets_another_medium_while_its_guest_runs,
 );
 
 guest!(power_off: "nop");
@@ -281,7 +282,11 @@ fn a_configuration_file_boots_with_and_without_a_socket() {
     let api = Api::start(&["--config-file", file, "--boot-timer"]);
     assert_eq!(state(&api), "Running");
     assert_eq!(api.get("/machine-config")["mem_size_mib"], 64);
-    assert!(api.output().contains("first guest instruction"), "{}", api.output());
+    let begin = Instant::now();
+    while !api.output().contains("first guest instruction") {
+        assert!(begin.elapsed() < PATIENCE, "{}", api.output());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn a_client_that_says_half_and_leaves_disturbs_nobody() {
@@ -328,4 +333,38 @@ fn metadata_and_metrics_are_kept() {
     assert!(metrics["latencies_us"]["pause_vm"].is_u64());
     let log = std::fs::read_to_string(api.path("log")).unwrap();
     assert!(log.contains(":main:INFO] The API server received a PUT request"), "{log}");
+}
+
+fn a_drive_gets_another_medium_while_its_guest_runs() {
+    let kernel = kernel(counting);
+    let api = Api::start(&[]);
+    for (name, sectors) in [("one", 8), ("two", 16), ("odd", 0)] {
+        std::fs::write(api.path(name), vec![0; sectors * 512 + usize::from(sectors == 0)]).unwrap();
+    }
+    configure(&api, &kernel);
+    let put = json!({"drive_id":"data","is_root_device":false,"path_on_host":api.path("one")});
+    api.done("PUT", "/drives/data", &put);
+    start(&api);
+    let patch = |name: &str| json!({"drive_id":"data","path_on_host":api.path(name)});
+    for name in ["missing", "odd", ""] {
+        let message = api.refused("PATCH", "/drives/data", &patch(name));
+        assert!(message.contains("Unable to patch the block device"), "{message}");
+    }
+    assert!(api.refused("PATCH", "/drives/none", &json!({"drive_id":"none"})).contains("no such drive"));
+    api.done("PATCH", "/drives/data", &patch("two"));
+    assert_eq!(api.get("/vm/config")["drives"][0]["path_on_host"], json!(api.path("two")));
+    // A snapshot from here on is of the new medium, and does not fit the old one.
+    set_state(&api, "Paused");
+    api.done(
+        "PUT",
+        "/snapshot/create",
+        &json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m")}),
+    );
+    let other = Api::start(&[]);
+    other.done(
+        "PUT",
+        "/snapshot/load",
+        &json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m")}),
+    );
+    assert_eq!(other.get("/vm/config")["drives"][0]["path_on_host"], json!(api.path("two")));
 }

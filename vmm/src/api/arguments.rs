@@ -111,6 +111,7 @@ const FLAGS: &[&str] = &[
     "--show-level",
     "--show-log-origin",
     "--boot-timer",
+    "--enable-pci",
     "--version",
     "--snapshot-version",
     "--help",

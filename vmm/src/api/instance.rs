@@ -49,6 +49,8 @@ pub struct Guest {
     pub vm: Vm,
     /// How it is.
     pub state: GuestState,
+    /// When somebody asked for it.
+    pub asked_at: Instant,
 }
 
 /// How a VM is that is there.
@@ -189,14 +191,13 @@ impl Instance {
 
     /// Until the guest ends.
     fn serve_started(&mut self, guest: &mut Guest) -> Result<VmExit, VmError> {
-        let begin = Instant::now();
         loop {
             let mut first_run = false;
             let exit = guest.vm.turn(None, &mut |happening| {
                 first_run |= matches!(happening, Happening::FirstRun { .. });
             })?;
             if first_run && self.boot_timer {
-                let us = begin.elapsed().as_micros();
+                let us = guest.asked_at.elapsed().as_micros();
                 self.log.line(Level::Info, &format!("first guest instruction {us} us after InstanceStart"));
             }
             if let Some(exit) = exit {

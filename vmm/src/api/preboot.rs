@@ -1,5 +1,7 @@
 //! Calls before there is a VM.
 
+use std::time::Instant;
+
 use api_server::http::Response;
 use api_server::wire::VmState;
 use api_server::{Call, Fault};
@@ -45,6 +47,7 @@ impl Instance {
     /// Builds the VM that was configured and enters its guest.
     pub fn boot(&mut self) -> Result<Guest, Fault> {
         let what = "Start microvm error";
+        let asked_at = Instant::now();
         if self.resources.config().boot_source.kernel_image_path.is_empty() {
             return Err(Fault::new(format!("{what}: Cannot start microvm without kernel configuration.")));
         }
@@ -54,6 +57,6 @@ impl Instance {
             control.set_target(balloon.amount_mib).map_err(|error| refused(what, &error))?;
         }
         vm.start().map_err(|error| refused(what, &error))?;
-        Ok(Guest { vm, state: GuestState::Running })
+        Ok(Guest { vm, state: GuestState::Running, asked_at })
     }
 }

@@ -109,6 +109,18 @@ impl Resources {
         self.config.balloon.as_ref()
     }
 
+    /// Which of the guest's disks has this ID.
+    pub fn place_of_drive(&self, id: &str) -> Option<usize> {
+        self.config.drives.iter().position(|drive| drive.drive_id == id)
+    }
+
+    /// `PATCH /drives/{id}` was done.
+    pub fn set_drive_path(&mut self, place: usize, path: &str) {
+        if let Some(drive) = self.config.drives.get_mut(place) {
+            drive.path_on_host = Some(path.to_owned());
+        }
+    }
+
     /// `PATCH /balloon` was done.
     pub fn set_balloon_amount(&mut self, amount_mib: u32) {
         if let Some(balloon) = &mut self.config.balloon {

@@ -1,16 +1,17 @@
 //! Calls while there is a VM.
 
+use std::path::Path;
 use std::time::Instant;
 
 use api_server::http::Response;
-use api_server::wire::{BalloonStats, VmState};
+use api_server::wire::{BalloonStats, DriveUpdate, VmState};
 use api_server::{Call, Fault};
 use serde_json::json;
 
 use super::fault::{not_offered, refused};
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::no_memory_hotplug;
-use crate::vm::VmError;
+use crate::vm::{VmError, disk_name};
 
 impl Instance {
     /// Does what `call` wants with the VM.
@@ -54,12 +55,7 @@ impl Instance {
             Call::SendCtrlAltDel => {
                 return Err(not_offered("A keyboard", "stop the guest through its vsock or network"));
             }
-            Call::UpdateDrive(_) => {
-                return Err(not_offered(
-                    "A change of a drive while the guest runs",
-                    "give it before the start",
-                ));
-            }
+            Call::UpdateDrive(update) => self.update_drive(&update, guest)?,
             Call::UpdateNet(_) | Call::UpdatePmem(_) => {
                 return Err(not_offered("A change of limits while the guest runs", "leave it out"));
             }
@@ -69,6 +65,28 @@ impl Instance {
             other => return self.call_anytime(other, guest.state.into()),
         }
         Ok(Response::done())
+    }
+
+    fn update_drive(&mut self, update: &DriveUpdate, guest: &Guest) -> Result<(), Fault> {
+        let refused = |why: &str| {
+            Fault::new(format!(
+                "Drive config error: Unable to patch the block device: {why} Please verify the request arguments."
+            ))
+        };
+        let place = self
+            .resources
+            .place_of_drive(&update.drive_id)
+            .ok_or_else(|| refused("there is no such drive."))?;
+        if update.rate_limiter.is_some() {
+            return Err(not_offered("A change of limits while the guest runs", "leave rate_limiter out"));
+        }
+        let path = update.path_on_host.as_deref().ok_or_else(|| refused("path_on_host is missing."))?;
+        guest
+            .vm
+            .change_medium(&disk_name(place), Path::new(path))
+            .map_err(|why| refused(&format!("{why}.")))?;
+        self.resources.set_drive_path(place, path);
+        Ok(())
     }
 
     fn balloon_stats(&self, guest: &Guest) -> Result<Response, Fault> {

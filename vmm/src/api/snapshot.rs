@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use super::fault::{not_offered, refused};
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::Resources;
 use crate::config::RestoreConfig;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Base, PAGE, Snapshot};
 use crate::vm::{SaveOrder, Vm};
 
 /// Bytes copied at once.
@@ -59,7 +60,8 @@ impl Instance {
         let track = diff || self.resources.machine().track_dirty_pages;
         let order = SaveOrder { directory: directory.clone(), base, track, note };
         guest.vm.snapshot_as(order).map_err(|error| refused(what, &error))?;
-        let moved = move_memory(&directory.join("memory"), &memory, base.is_some())
+        let pages = Snapshot::read(&directory).map_err(|error| refused(what, &error))?.identity.base;
+        let moved = move_memory(&directory.join("memory"), &memory, pages.as_ref())
             .and_then(|()| move_file(&directory.join("state"), &state));
         let _ = std::fs::remove_dir_all(&directory);
         moved.map_err(|error| refused(what, &error))?;
@@ -116,7 +118,7 @@ impl Instance {
         let memory = snapshot.map_file(Path::new(path)).map_err(|error| refused(failed, &error))?;
         let vm = Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
         self.resources = resources;
-        let mut guest = Guest { vm, state: GuestState::Loaded };
+        let mut guest = Guest { vm, state: GuestState::Loaded, asked_at: begin };
         if load.resume_vm {
             guest
                 .resume()
@@ -132,11 +134,19 @@ fn absolute(path: &str) -> io::Result<PathBuf> {
 }
 
 /// Moves a file of memory to `to`. A difference is written over a file of the same size: its base.
-fn move_memory(from: &Path, to: &Path, difference: bool) -> io::Result<()> {
-    let base = if difference { OpenOptions::new().write(true).open(to).ok() } else { None };
+fn move_memory(from: &Path, to: &Path, difference: Option<&Base>) -> io::Result<()> {
+    let base = difference.and_then(|difference| {
+        let file = OpenOptions::new().write(true).open(to).ok()?;
+        Some((difference, file))
+    });
     let source = File::open(from)?;
     match base {
-        Some(base) if base.metadata()?.len() == source.metadata()?.len() => copy_data(&source, &base),
+        Some((difference, base)) if base.metadata()?.len() == source.metadata()?.len() => {
+            let byte = |page: usize| page as u64 * PAGE as u64;
+            // Pages of zeroes too: they may lie over others.
+            let mut runs = difference.pages.iter().map(|run| run.range());
+            runs.try_for_each(|run| copy_range(&source, &base, byte(run.start)..byte(run.end)))
+        }
         _ => move_file(from, to),
     }
 }
@@ -157,23 +167,28 @@ fn move_file(from: &Path, to: &Path) -> io::Result<()> {
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
     let mut end = 0;
     loop {
-        let mut start = match seek(from, SeekFrom::Data(end)) {
+        let start = match seek(from, SeekFrom::Data(end)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         end = seek(from, SeekFrom::Hole(start))?;
-        while start < end {
-            let (mut offset_in, mut offset_out) = (start, start);
-            let len = (end - start).min(CHUNK) as usize;
-            let count =
-                rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), len)?;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            start += count as u64;
+        copy_range(from, to, start..end)?;
+    }
+}
+
+/// Copies the bytes of `range` to where they are.
+fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        let (mut offset_in, mut offset_out) = (start, start);
+        let len = (range.end - start).min(CHUNK) as usize;
+        match rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), len)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => start += count as u64,
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -181,6 +196,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::snapshot::{PageSet, SnapshotId};
 
     #[test]
     fn a_difference_is_written_over_its_base_and_a_full_one_replaces_it() {
@@ -199,11 +215,17 @@ mod tests {
             byte[0]
         };
         write(&to, &[(0, 1), (200, 2)]);
-        write(&from, &[(200, 3), (255, 4)]);
-        move_memory(&from, &to, true).unwrap();
-        assert_eq!([read(0), read(100), read(200), read(255)], [1, 0, 3, 4]);
+        // Page 0 was written, with zeroes.
+        let mut pages = PageSet::new(256);
+        for page in [0, 200, 255] {
+            pages.insert(page..page + 1).unwrap();
+        }
+        let difference = Base::new(SnapshotId::draw().unwrap(), &pages).unwrap();
+        write(&from, &[(100, 9), (200, 3), (255, 4)]);
+        move_memory(&from, &to, Some(&difference)).unwrap();
+        assert_eq!([read(0), read(100), read(200), read(255)], [0, 0, 3, 4]);
         write(&from, &[(1, 5)]);
-        move_memory(&from, &to, false).unwrap();
+        move_memory(&from, &to, None).unwrap();
         assert_eq!([read(0), read(1), read(255)], [0, 5, 0]);
         assert!(!from.exists());
     }

@@ -253,9 +253,14 @@ fn virtio_devices(
 /// Disk `index` of the guest, `vda` and so on.
 pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceError> {
     let DiskConfig { path, read_only, serial, engine } = config.clone();
+    Ok((disk_name(index), Box::new(Block::open(&BlockConfig { path, read_only, serial, engine })?)))
+}
+
+/// What the guest calls disk `index`.
+pub(crate) fn disk_name(index: usize) -> String {
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
-    Ok((format!("vd{letter}"), Box::new(Block::open(&BlockConfig { path, read_only, serial, engine })?)))
+    format!("vd{letter}")
 }
 
 /// Persistent memory `index` of the guest.

@@ -30,6 +30,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::BuildError;
 pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
+pub(crate) use self::machine::disk_name;
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};

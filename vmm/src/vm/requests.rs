@@ -53,6 +53,12 @@ impl Vm {
         }
     }
 
+    /// Puts the file `path` in place of the medium of `device`, as the guest calls it.
+    pub(crate) fn change_medium(&self, device: &str, path: &Path) -> Result<(), String> {
+        let slot = self.machine.slots.iter().find(|slot| slot.transport.name() == device);
+        slot.ok_or_else(|| format!("there is no device {device}"))?.transport.change_medium(path)
+    }
+
     fn inflate(&self, mib: u32) -> Result<Done, Refusal> {
         let refusal = |message| Refusal { kind: RefusalKind::Request, message };
         let balloon = self.balloon().ok_or_else(|| refusal("this VM has no balloon".to_owned()))?;
