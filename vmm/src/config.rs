@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use devices::virtio::block::BlockEngine;
+pub use devices::virtio::net::detour::Service;
 use serde::{Deserialize, Serialize};
 
 /// One VM.
@@ -148,6 +149,9 @@ pub struct NetConfig {
     pub backend: NetBackend,
     /// MAC address of the guest's side.
     pub mac: [u8; 6],
+    /// Answers on this wire in the host's place; only for who builds the VM in its own process.
+    #[serde(skip)]
+    pub service: Option<Service>,
 }
 
 /// What carries the frames of an interface.

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api_server::http::{Request, Response};
@@ -11,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 
 use super::arguments::Arguments;
+use super::imds::SharedMetadata;
 use super::log::Log;
 use super::metadata::Metadata;
 use super::metrics::Metrics;
@@ -36,7 +38,7 @@ pub struct Instance {
     /// What it counts.
     pub metrics: Metrics,
     /// What the guest can ask for.
-    pub metadata: Metadata,
+    pub metadata: SharedMetadata,
     /// What its VM is made of.
     pub resources: Resources,
     server: Option<Server>,
@@ -128,6 +130,7 @@ impl Instance {
         let mut metrics = Metrics::new(&arguments.id, begin.elapsed());
         metrics_config.map_or(Ok(()), |config| metrics.configure(config)).map_err(configuration)?;
         let Arguments { id, boot_timer, .. } = arguments;
+        let metadata = Arc::new(Mutex::new(metadata));
         Ok((Instance { id, log, metrics, metadata, resources, server, boot_timer }, signals))
     }
 
@@ -242,6 +245,10 @@ impl Instance {
         Response { deprecated, ..response }
     }
 
+    fn metadata(&self) -> MutexGuard<'_, Metadata> {
+        self.metadata.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What can be asked at any time, but for the VM's state.
     pub fn call_anytime(&mut self, call: Call, state: VmState) -> Result<Response, Fault> {
         match call {
@@ -254,9 +261,9 @@ impl Instance {
             Call::GetVersion => Ok(Response::data(&json!({ "firecracker_version": FIRECRACKER_VERSION }))),
             Call::GetConfig => Ok(Response::data(&self.resources.config())),
             Call::GetMachine => Ok(Response::data(self.resources.machine())),
-            Call::GetMmds => Ok(Response::data(&self.metadata.value())),
-            Call::PutMmds(value) => self.metadata.put(value).map(|()| Response::done()),
-            Call::PatchMmds(value) => self.metadata.patch(&value).map(|()| Response::done()),
+            Call::GetMmds => Ok(Response::data(&self.metadata().value())),
+            Call::PutMmds(value) => self.metadata().put(value).map(|()| Response::done()),
+            Call::PatchMmds(value) => self.metadata().patch(&value).map(|()| Response::done()),
             // Every other call is one of the two phases' own.
             _ => Err(Fault::new("The requested operation is not supported.")),
         }

@@ -22,6 +22,11 @@ impl Metadata {
         self.value.clone().unwrap_or_else(|| Value::Object(serde_json::Map::new()))
     }
 
+    /// What is at `path`, a JSON pointer (RFC 6901).
+    pub fn at(&self, path: &str) -> Option<&Value> {
+        self.value.as_ref()?.pointer(path)
+    }
+
     /// Replaces what is there.
     pub fn put(&mut self, value: Value) -> Result<(), Fault> {
         if !value.is_object() {

@@ -12,6 +12,7 @@
 mod arguments;
 mod fault;
 mod files;
+mod imds;
 mod instance;
 mod log;
 mod metadata;

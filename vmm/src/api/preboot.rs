@@ -6,7 +6,7 @@ use api_server::http::Response;
 use api_server::wire::VmState;
 use api_server::{Call, Fault};
 
-use super::fault::{not_offered, refused};
+use super::fault::refused;
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::no_memory_hotplug;
 use crate::vm::Vm;
@@ -27,9 +27,7 @@ impl Instance {
             Call::SetSerial(serial) => resources.set_serial(serial)?,
             Call::SetBalloon(balloon) => resources.set_balloon(balloon)?,
             Call::SetMemoryHotplug(_) => return Err(no_memory_hotplug()),
-            Call::SetMmdsConfig(_) => {
-                return Err(not_offered("The metadata service in the guest", "use /mmds from the host"));
-            }
+            Call::SetMmdsConfig(config) => resources.set_mmds(config)?,
             Call::GetBalloon => {
                 let balloon = resources.balloon();
                 let missing = || Fault::new("Balloon config error: No balloon device found.");
@@ -51,7 +49,7 @@ impl Instance {
         if self.resources.config().boot_source.kernel_image_path.is_empty() {
             return Err(Fault::new(format!("{what}: Cannot start microvm without kernel configuration.")));
         }
-        let config = self.resources.vm_config()?;
+        let config = self.resources.vm_config(&self.metadata)?;
         let mut vm = Vm::build(&config).map_err(|error| refused(what, &error))?;
         if let (Some(balloon), Some(control)) = (self.resources.balloon(), vm.balloon()) {
             control.set_target(balloon.amount_mib).map_err(|error| refused(what, &error))?;

@@ -1,13 +1,15 @@
 //! What a VM is to be made of, as a client said so far, and the [`VmConfig`] that comes of it.
 
+use std::hash::RandomState;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use api_server::Fault;
 use api_server::wire::{
     Balloon, BootSource, CpuTemplate, Drive, Entropy, HugePages, IoEngine, Machine, MachineUpdate,
-    NetworkInterface, Pmem, Serial, Vsock, WholeConfig,
+    MmdsConfig, NetworkInterface, Pmem, Serial, Vsock, WholeConfig,
 };
 use arch::layout;
 use devices::virtio::block::BlockEngine;
@@ -15,8 +17,10 @@ use devices::virtio::net::tap::Tap;
 
 use super::fault::{not_offered, refused};
 use super::files;
+use super::imds::{DEFAULT_ADDRESS, MetadataService, SharedMetadata};
 use crate::config::{
-    DiskConfig, KernelConfig, NetBackend, NetConfig, PluggedConfig, PmemConfig, VmConfig, VsockConfig,
+    DiskConfig, KernelConfig, NetBackend, NetConfig, PluggedConfig, PmemConfig, Service, VmConfig,
+    VsockConfig,
 };
 
 /// The command line where a client gives none; Firecracker's.
@@ -79,6 +83,7 @@ impl Resources {
         config.vsock.into_iter().try_for_each(|vsock| self.set_vsock(vsock))?;
         config.balloon.into_iter().try_for_each(|balloon| self.set_balloon(balloon))?;
         config.entropy.into_iter().try_for_each(|entropy| self.set_entropy(entropy))?;
+        config.mmds_config.into_iter().try_for_each(|mmds| self.set_mmds(mmds))?;
         if config.memory_hotplug.is_some() {
             return Err(no_memory_hotplug());
         }
@@ -339,6 +344,46 @@ impl Resources {
         Ok(())
     }
 
+    /// `PUT /mmds/config`: after the interfaces that it names.
+    pub fn set_mmds(&mut self, config: MmdsConfig) -> Result<(), Fault> {
+        self.touched = true;
+        // Firecracker's own words, one M too many.
+        let fault = |why: &str| Err(Fault::new(format!("MMMDS config error: {why}")));
+        if config.ipv4_address.is_some_and(|address| !address.is_link_local()) {
+            return fault("The MMDS IPv4 address is not link local.");
+        }
+        if config.network_interfaces.is_empty() {
+            return fault("The list of network interface IDs that allow forwarding MMDS requests is empty.");
+        }
+        let there = |id: &String| self.config.network_interfaces.iter().any(|net| net.iface_id == *id);
+        if !config.network_interfaces.iter().all(there) {
+            return fault(
+                "The list of network interface IDs provided contains at least one ID that does not correspond to any \
+                 existing network interface.",
+            );
+        }
+        self.config.mmds_config = Some(config);
+        Ok(())
+    }
+
+    fn service(&self, metadata: &SharedMetadata) -> Option<Service> {
+        let config = self.config.mmds_config.as_ref()?;
+        let service = MetadataService {
+            store: metadata.clone(),
+            version: config.version,
+            imds_compat: config.imds_compat,
+            keys: [RandomState::new(), RandomState::new()],
+        };
+        let address = config.ipv4_address.unwrap_or(DEFAULT_ADDRESS);
+        Some(Service { address, respond: Arc::new(Mutex::new(service)) })
+    }
+
+    /// The service on this interface.
+    fn service_of(&self, net: &NetworkInterface, service: &Option<Service>) -> Option<Service> {
+        let config = self.config.mmds_config.as_ref()?;
+        service.clone().filter(|_| config.network_interfaces.contains(&net.iface_id))
+    }
+
     /// `PUT /serial`.
     pub fn set_serial(&mut self, serial: Serial) -> Result<(), Fault> {
         if serial.rate_limiter.is_some() {
@@ -362,7 +407,8 @@ impl Resources {
     }
 
     /// The VM's configuration. The interfaces' descriptors are this object's, so it must outlive the build.
-    pub fn vm_config(&self) -> Result<VmConfig, Fault> {
+    pub fn vm_config(&self, metadata: &SharedMetadata) -> Result<VmConfig, Fault> {
+        let service = self.service(metadata);
         let boot = &self.config.boot_source;
         let console = self.serial.serial_out_path.as_deref().unwrap_or(STDOUT);
         let net = self.config.network_interfaces.iter().zip(&self.taps);
@@ -377,7 +423,9 @@ impl Resources {
             },
             disks: self.config.drives.iter().map(disk).collect(),
             pmem: self.config.pmem.iter().map(pmem).collect(),
-            net: net.map(|(net, link)| interface(net, link)).collect::<Result<_, _>>()?,
+            net: net
+                .map(|(net, link)| interface(net, link, self.service_of(net, &service)))
+                .collect::<Result<_, _>>()?,
             vsock: self.config.vsock.as_ref().map(|vsock| VsockConfig {
                 guest_cid: vsock.guest_cid,
                 uds_path: vsock.uds_path.clone().into(),
@@ -449,9 +497,9 @@ fn pmem(pmem: &Pmem) -> PmemConfig {
     PmemConfig { path: pmem.path_on_host.clone().into(), read_only: pmem.read_only }
 }
 
-fn interface(net: &NetworkInterface, link: &Link) -> Result<NetConfig, Fault> {
+fn interface(net: &NetworkInterface, link: &Link, service: Option<Service>) -> Result<NetConfig, Fault> {
     let mac = parse_mac(net.guest_mac.as_deref().unwrap_or_default())?;
-    Ok(NetConfig { fd: link.fd.as_raw_fd(), backend: link.backend, mac })
+    Ok(NetConfig { fd: link.fd.as_raw_fd(), backend: link.backend, mac, service })
 }
 
 /// A TAP by its name, or a stream socket by `unix:` and its path.

@@ -108,7 +108,7 @@ impl Instance {
             (None, _) => {}
         }
         let resources = Resources::for_restore(config, self.resources.serial().clone())?;
-        let mut vm_config = resources.vm_config()?;
+        let mut vm_config = resources.vm_config(&self.metadata)?;
         let track = load.track_dirty_pages || load.enable_diff_snapshots;
         vm_config.restore = Some(RestoreConfig { track, ..RestoreConfig::full(state.to_owned()) });
         snapshot

@@ -19,8 +19,9 @@ use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError,
 use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
+use devices::virtio::net::detour::Detour;
 use devices::virtio::net::stream::Stream;
-use devices::virtio::net::tap::{Tap, TapError};
+use devices::virtio::net::tap::{FrameIo, Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
 use devices::virtio::pmem;
 use devices::virtio::rng::Rng;
@@ -272,15 +273,19 @@ fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
 pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
     let identity = NetIdentity { mac: config.mac, mtu: None };
     let fd = duplicate(config.fd)?;
-    Ok((
-        name.into(),
-        match config.backend {
-            NetBackend::Tap => Box::new(Net::new(Tap::from_fd(fd)?, identity)),
-            NetBackend::Stream => {
-                Box::new(Net::new(Stream::from_fd(fd).map_err(DeviceError::Stream)?, identity))
-            }
-        },
-    ))
+    let device = match config.backend {
+        NetBackend::Tap => behind(Tap::from_fd(fd)?, config, identity),
+        NetBackend::Stream => behind(Stream::from_fd(fd).map_err(DeviceError::Stream)?, config, identity),
+    };
+    Ok((name.into(), device))
+}
+
+/// A device with `wire` behind it, and the service of `config` on it if there is one.
+fn behind(wire: impl FrameIo + 'static, config: &NetConfig, identity: NetIdentity) -> Box<dyn VirtioDevice> {
+    match &config.service {
+        Some(service) => Box::new(Net::new(Detour::new(wire, service.clone()), identity)),
+        None => Box::new(Net::new(wire, identity)),
+    }
 }
 
 /// A descriptor of our own for the interface that the configuration names by number.
