@@ -51,8 +51,8 @@ pub struct Guest {
     pub vm: Vm,
     /// How it is.
     pub state: GuestState,
-    /// When somebody asked for it.
-    pub asked_at: Instant,
+    /// When somebody asked for it; CLOCK_MONOTONIC nanoseconds.
+    pub asked_at_ns: u64,
 }
 
 /// How a VM is that is there.
@@ -195,13 +195,16 @@ impl Instance {
     /// Until the guest ends.
     fn serve_started(&mut self, guest: &mut Guest) -> Result<VmExit, VmError> {
         loop {
-            let mut first_run = false;
+            let mut first_run = None;
             let exit = guest.vm.turn(None, &mut |happening| {
-                first_run |= matches!(happening, Happening::FirstRun { .. });
+                if let Happening::FirstRun { at_ns } = happening {
+                    first_run = Some(at_ns);
+                }
             })?;
-            if first_run && self.boot_timer {
-                let us = guest.asked_at.elapsed().as_micros();
-                self.log.line(Level::Info, &format!("first guest instruction {us} us after InstanceStart"));
+            if let Some(at_ns) = first_run.filter(|_| self.boot_timer) {
+                let us = at_ns.saturating_sub(guest.asked_at_ns) / 1000;
+                self.log
+                    .line(Level::Info, &format!("first guest instruction {us} us after it was asked for"));
             }
             if let Some(exit) = exit {
                 return Ok(exit);

@@ -1,7 +1,5 @@
 //! Calls before there is a VM.
 
-use std::time::Instant;
-
 use api_server::http::Response;
 use api_server::wire::VmState;
 use api_server::{Call, Fault};
@@ -9,6 +7,7 @@ use api_server::{Call, Fault};
 use super::fault::refused;
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::no_memory_hotplug;
+use crate::clock;
 use crate::vm::Vm;
 
 impl Instance {
@@ -45,7 +44,7 @@ impl Instance {
     /// Builds the VM that was configured and enters its guest.
     pub fn boot(&mut self) -> Result<Guest, Fault> {
         let what = "Start microvm error";
-        let asked_at = Instant::now();
+        let asked_at_ns = clock::monotonic_ns();
         if self.resources.config().boot_source.kernel_image_path.is_empty() {
             return Err(Fault::new(format!("{what}: Cannot start microvm without kernel configuration.")));
         }
@@ -55,6 +54,6 @@ impl Instance {
             control.set_target(balloon.amount_mib).map_err(|error| refused(what, &error))?;
         }
         vm.start().map_err(|error| refused(what, &error))?;
-        Ok(Guest { vm, state: GuestState::Running, asked_at })
+        Ok(Guest { vm, state: GuestState::Running, asked_at_ns })
     }
 }

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::fault::{not_offered, refused};
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::Resources;
+use crate::clock;
 use crate::config::RestoreConfig;
 use crate::snapshot::{Base, PAGE, Snapshot};
 use crate::vm::{SaveOrder, Vm};
@@ -73,7 +74,7 @@ impl Instance {
     /// Makes a VM of a snapshot.
     pub fn load(&mut self, load: &SnapshotLoad) -> Result<Guest, Fault> {
         let what = "Load snapshot error";
-        let begin = Instant::now();
+        let (begin, asked_at_ns) = (Instant::now(), clock::monotonic_ns());
         if self.resources.is_touched() {
             return Err(Fault::new(format!(
                 "{what}: Loading a microVM snapshot not allowed after configuring boot-specific resources."
@@ -118,7 +119,7 @@ impl Instance {
         let memory = snapshot.map_file(Path::new(path)).map_err(|error| refused(failed, &error))?;
         let vm = Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
         self.resources = resources;
-        let mut guest = Guest { vm, state: GuestState::Loaded, asked_at: begin };
+        let mut guest = Guest { vm, state: GuestState::Loaded, asked_at_ns };
         if load.resume_vm {
             guest
                 .resume()
