@@ -149,6 +149,9 @@ pub struct NetConfig {
     pub backend: NetBackend,
     /// MAC address of the guest's side.
     pub mac: [u8; 6],
+    /// Largest packet without its Ethernet header; left to the guest without it.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Answers on this wire in the host's place; only for who builds the VM in its own process.
     #[serde(skip)]
     pub service: Option<Service>,

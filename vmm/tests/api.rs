@@ -26,6 +26,7 @@ kvm_tests!(
     a_configuration_file_boots_with_and_without_a_socket,
     a_client_that_says_half_and_leaves_disturbs_nobody,
     metadata_and_metrics_are_kept,
+    the_examples_of_the_documentation_work,
     a_drive_gets_another_medium_while_its_guest_runs,
 );
 
@@ -378,4 +379,37 @@ fn a_drive_gets_another_medium_while_its_guest_runs() {
         &json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m")}),
     );
     assert_eq!(other.get("/vm/config")["drives"][0]["path_on_host"], json!(api.path("two")));
+}
+
+/// With tiny guests for kernels: two that run on, then one that ends.
+fn the_examples_of_the_documentation_work() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md")).unwrap();
+    let examples: Vec<&str> =
+        text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 3);
+    let base = tempfile::tempdir().unwrap();
+    let path = |name: &str| base.path().join(name);
+    std::fs::copy(kernel(counting).path(), path("vmlinux")).unwrap();
+    std::fs::copy(kernel(power_off).path(), path("ending")).unwrap();
+    for (name, size) in [("root.img", 4096), ("data.img", 4096), ("larger.img", 8192), ("layer.img", 2 << 20)]
+    {
+        File::create(path(name)).unwrap().set_len(size).unwrap();
+    }
+    let _passt = std::os::unix::net::UnixListener::bind(path("passt.sock")).unwrap();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_lighter-vmm"));
+    let search = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let script = format!(
+        "set -eux\ntrap 'kill $first $second 2>/dev/null || true' EXIT\n{}\n{}\nmv ending vmlinux\n{}",
+        examples[0], examples[1], examples[2]
+    );
+    let mut shell = std::process::Command::new("bash");
+    shell.arg("-c").arg(script).env("PATH", search).current_dir(base.path());
+    let output = shell.stdin(std::process::Stdio::null()).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(
+        said.contains("\"state\":\"Running\"") && said.contains("\"uds_path\":\"clone.vsock\""),
+        "{said}"
+    );
+    assert!(path("vm.metrics").metadata().unwrap().len() > 0);
 }

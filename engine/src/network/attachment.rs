@@ -292,7 +292,7 @@ impl Interface {
 
     /// For the machine.
     pub fn config(&self) -> NetConfig {
-        NetConfig { fd: self.fd.as_raw_fd(), backend: self.backend, mac: self.mac, service: None }
+        NetConfig { fd: self.fd.as_raw_fd(), backend: self.backend, mac: self.mac, mtu: None, service: None }
     }
 }
 

@@ -32,6 +32,8 @@ const STDOUT: &str = "/dev/stdout";
 const MAX_DEVICES: usize = layout::VIRTIO_MMIO_SLOTS;
 /// Lowest context ID of a guest (virtio 1.2, section 5.10.4).
 const MIN_CID: u32 = 3;
+/// Smallest MTU (virtio 1.2, section 5.1.4.1).
+const MIN_MTU: u16 = 68;
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES: usize = 20;
 
@@ -279,6 +281,9 @@ impl Resources {
     /// `PUT /network-interfaces/{id}`; one that is there is replaced. Opens the TAP.
     pub fn set_net(&mut self, mut net: NetworkInterface) -> Result<(), Fault> {
         self.touched = true;
+        if net.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+            return Err(Fault::new(format!("Network config error: the MTU must be {MIN_MTU} or more")));
+        }
         let mac = match &net.guest_mac {
             Some(text) => parse_mac(text)?,
             None => random_mac()?,
@@ -499,7 +504,7 @@ fn pmem(pmem: &Pmem) -> PmemConfig {
 
 fn interface(net: &NetworkInterface, link: &Link, service: Option<Service>) -> Result<NetConfig, Fault> {
     let mac = parse_mac(net.guest_mac.as_deref().unwrap_or_default())?;
-    Ok(NetConfig { fd: link.fd.as_raw_fd(), backend: link.backend, mac, service })
+    Ok(NetConfig { fd: link.fd.as_raw_fd(), backend: link.backend, mac, mtu: net.mtu, service })
 }
 
 /// A TAP by its name, or a stream socket by `unix:` and its path.

@@ -271,7 +271,7 @@ fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
 
 /// The network interface that the guest calls `name`.
 pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
-    let identity = NetIdentity { mac: config.mac, mtu: None };
+    let identity = NetIdentity { mac: config.mac, mtu: config.mtu };
     let fd = duplicate(config.fd)?;
     let device = match config.backend {
         NetBackend::Tap => behind(Tap::from_fd(fd)?, config, identity),
