@@ -32,6 +32,9 @@ pub struct VmConfig {
     /// The guest gives memory back that it does not use, and can be asked for more.
     #[serde(default)]
     pub balloon: bool,
+    /// There is a keyboard, on which the host can press Ctrl+Alt+Del.
+    #[serde(default)]
+    pub keyboard: bool,
     /// Virtio slots after the devices above, for [`VmConfig::plugged`]. The guest's kernel knows all of them
     /// from its boot on; one without a device is ignored.
     #[serde(default)]

@@ -26,6 +26,7 @@ kvm_tests!(
     a_configuration_file_boots_with_and_without_a_socket,
     a_client_that_says_half_and_leaves_disturbs_nobody,
     metadata_and_metrics_are_kept,
+    three_keys_reach_the_guest,
     the_examples_of_the_documentation_work,
     a_drive_gets_another_medium_while_its_guest_runs,
 );
@@ -34,6 +35,15 @@ guest!(power_off: "nop");
 guest!(reboot: "mov dx, 0x64", "mov al, 0xfe", "out dx, al", "2: jmp 2b");
 guest!(triple_fault: "lidt [rip + 99f]", "ud2");
 guest!(counting: "2: inc qword ptr [r15]", "jmp 2b");
+// Ends when it has read Delete from its keyboard.
+guest!(keyboard:
+    "2: in al, 0x64",
+    "test al, 1",
+    "jz 2b",
+    "in al, 0x60",
+    "cmp al, 0x71",
+    "jne 2b",
+);
 guest!(printing: "mov dx, 0x3f8", "mov al, 0x68", "out dx, al", "mov al, 0x0a", "out dx, al");
 
 fn configure(api: &Api, kernel: &NamedTempFile) {
@@ -412,4 +422,13 @@ fn the_examples_of_the_documentation_work() {
         "{said}"
     );
     assert!(path("vm.metrics").metadata().unwrap().len() > 0);
+}
+
+fn three_keys_reach_the_guest() {
+    let kernel = kernel(keyboard);
+    let mut api = Api::start(&[]);
+    configure(&api, &kernel);
+    start(&api);
+    api.done("PUT", "/actions", &json!({"action_type":"SendCtrlAltDel"}));
+    assert_eq!(api.wait().code(), Some(0));
 }

@@ -38,5 +38,6 @@ async fn a_machine_is_created_started_paused_resumed_and_killed() {
     machine.start().await.unwrap();
     machine.pause().await.unwrap();
     machine.resume().await.unwrap();
+    machine.stop().await.unwrap();
     machine.kill().await.unwrap();
 }

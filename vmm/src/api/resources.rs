@@ -436,6 +436,7 @@ impl Resources {
                 uds_path: vsock.uds_path.clone().into(),
             }),
             balloon: self.config.balloon.is_some(),
+            keyboard: true,
             spare_slots: 0,
             plugged: PluggedConfig::default(),
             console_log: Some(console.into()),

@@ -53,7 +53,11 @@ impl Instance {
             }
             Call::GetMemoryHotplug | Call::UpdateMemoryHotplug(_) => return Err(no_memory_hotplug()),
             Call::SendCtrlAltDel => {
-                return Err(not_offered("A keyboard", "stop the guest through its vsock or network"));
+                if !guest.vm.ctrl_alt_del() {
+                    return Err(Fault::new(
+                        "Internal VMM error: I8042 error: the guest does not read its keyboard: has its kernel a driver?",
+                    ));
+                }
             }
             Call::UpdateDrive(update) => self.update_drive(&update, guest)?,
             Call::UpdateNet(_) | Call::UpdatePmem(_) => {

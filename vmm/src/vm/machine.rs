@@ -14,6 +14,7 @@ use devices::bus::{Bus, BusDevice, BusError};
 use devices::generation::{GENERATION_PORT, GENERATION_SIZE, Generation};
 use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
+use devices::keyboard::{KEYBOARD_PORT, KEYBOARD_SIZE, Keyboard};
 use devices::power::{POWER_PORT, PowerPort, PowerSink};
 use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError, SerialState};
 use devices::virtio::balloon::{Balloon, BalloonControl};
@@ -93,6 +94,9 @@ pub enum DeviceError {
     /// The serial port could not be built.
     #[error("cannot build the serial port")]
     Serial(#[from] SerialError),
+    /// The keyboard could not be built.
+    #[error("cannot make an eventfd for the keyboard")]
+    Keyboard(#[source] io::Error),
     /// The balloon could not be built.
     #[error("cannot make an eventfd for the balloon")]
     Balloon(#[source] io::Error),
@@ -145,6 +149,8 @@ pub struct Machine {
     pub slots: Vec<Slot>,
     /// The balloon's, if the configuration has one.
     pub balloon: Option<BalloonControl>,
+    /// The keyboard, if the configuration has one.
+    pub keyboard: Option<Arc<Keyboard>>,
 }
 
 impl Machine {
@@ -163,7 +169,12 @@ impl Machine {
         buses.mmio.insert(layout::IOAPIC_BASE, IOAPIC_SIZE, ioapic)?;
 
         let power = Arc::new(Power(reporter.clone()));
-        buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?;
+        let keyboard = config.keyboard.then(|| Keyboard::open(power.clone()).map(Arc::new)).transpose();
+        let keyboard = keyboard.map_err(DeviceError::Keyboard)?;
+        match &keyboard {
+            Some(keyboard) => buses.pio.insert(KEYBOARD_PORT, KEYBOARD_SIZE, keyboard.clone())?,
+            None => buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?,
+        }
         buses.pio.insert(POWER_PORT, 1, Arc::new(PowerPort::new(power)))?;
         let generation = Arc::new(Generation::new());
         buses.pio.insert(GENERATION_PORT, GENERATION_SIZE, generation.clone())?;
@@ -185,13 +196,14 @@ impl Machine {
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control })
+        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control, keyboard })
     }
 
     /// IOAPIC pins that devices are wired to.
     pub fn gsis(&self) -> Vec<u32> {
         let serial = self.console.iter().map(|_| layout::SERIAL_GSI);
-        serial.chain((0..self.slots.len()).map(layout::virtio_mmio_gsi)).collect()
+        let keyboard = self.keyboard.iter().map(|_| layout::KEYBOARD_GSI);
+        keyboard.chain(serial).chain((0..self.slots.len()).map(layout::virtio_mmio_gsi)).collect()
     }
 }
 

@@ -53,6 +53,11 @@ impl Vm {
         }
     }
 
+    /// Presses Ctrl+Alt+Del; false if there is no keyboard, or the guest does not read what was pressed before.
+    pub(crate) fn ctrl_alt_del(&self) -> bool {
+        self.machine.keyboard.as_ref().is_some_and(|keyboard| keyboard.ctrl_alt_del())
+    }
+
     /// Puts the file `path` in place of the medium of `device`, as the guest calls it.
     pub(crate) fn change_medium(&self, device: &str, path: &Path) -> Result<(), String> {
         let slot = self.machine.slots.iter().find(|slot| slot.transport.name() == device);

@@ -78,6 +78,7 @@ impl Bench {
             net: Vec::new(),
             vsock: None,
             balloon: false,
+            keyboard: false,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(self.path("console")),

@@ -164,6 +164,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         net: Vec::new(),
         vsock: None,
         balloon: false,
+        keyboard: false,
         spare_slots: 0,
         plugged: Default::default(),
         console_log: None,
