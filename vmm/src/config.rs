@@ -32,6 +32,9 @@ pub struct VmConfig {
     /// The guest gives memory back that it does not use, and can be asked for more.
     #[serde(default)]
     pub balloon: bool,
+    /// With a balloon: how often the guest says how much memory it uses, in seconds; 0 is never.
+    #[serde(default)]
+    pub balloon_statistics_s: u16,
     /// There is a keyboard, on which the host can press Ctrl+Alt+Del.
     #[serde(default)]
     pub keyboard: bool,

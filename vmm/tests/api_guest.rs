@@ -64,7 +64,11 @@ fn from_configuration_to_power_off() {
     first.done("PUT", "/mmds/config", &json!({"version":"V2","network_interfaces":["eth0"]}));
     first.done("PUT", "/mmds", &json!({"name":"one"}));
     first.done("PUT", "/vsock", &json!({"guest_cid":3,"uds_path":file("vsock")}));
-    first.done("PUT", "/balloon", &json!({"amount_mib":0,"deflate_on_oom":true}));
+    first.done(
+        "PUT",
+        "/balloon",
+        &json!({"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":1}),
+    );
     first.done("PUT", "/serial", &json!({"serial_out_path":file("console")}));
     first.done("PUT", "/actions", &json!({"action_type":"InstanceStart"}));
     let console = bench.path("console");
@@ -73,7 +77,12 @@ fn from_configuration_to_power_off() {
     assert_eq!(wait_for(&console, "medium:"), "8");
     first.done("PATCH", "/drives/data", &json!({"drive_id":"data","path_on_host":file("large")}));
     assert_eq!(wait_for(&console, "new medium:"), "16");
-    assert_eq!(first.get("/balloon/statistics")["target_mib"], 0);
+    let statistics = first.get("/balloon/statistics");
+    assert_eq!(statistics["target_mib"], 0);
+    let total = statistics["total_memory"].as_u64().unwrap();
+    assert!(total > 32 << 20 && total < 64 << 20, "{statistics}");
+    first.refused("PATCH", "/balloon/statistics", &json!({"stats_polling_interval_s":0}));
+    first.done("PATCH", "/balloon/statistics", &json!({"stats_polling_interval_s":2}));
     first.done("PATCH", "/vm", &json!({"state":"Paused"}));
     let paths = json!({"snapshot_path":file("state"),"mem_file_path":file("memory")});
     first.done("PUT", "/snapshot/create", &paths);

@@ -127,6 +127,7 @@ impl Machine {
             net: attachment.into_iter().flat_map(Attachment::interfaces).map(Interface::config).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
             balloon: false,
+            balloon_statistics_s: 0,
             keyboard: false,
             spare_slots: 0,
             plugged: Default::default(),

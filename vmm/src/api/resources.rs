@@ -135,6 +135,13 @@ impl Resources {
         }
     }
 
+    /// `PATCH /balloon/statistics` was done.
+    pub fn set_balloon_interval(&mut self, interval_s: u16) {
+        if let Some(balloon) = &mut self.config.balloon {
+            balloon.stats_polling_interval_s = interval_s;
+        }
+    }
+
     /// Where the console goes.
     pub fn serial(&self) -> &Serial {
         &self.serial
@@ -436,6 +443,11 @@ impl Resources {
                 uds_path: vsock.uds_path.clone().into(),
             }),
             balloon: self.config.balloon.is_some(),
+            balloon_statistics_s: self
+                .config
+                .balloon
+                .as_ref()
+                .map_or(0, |balloon| balloon.stats_polling_interval_s),
             keyboard: true,
             spare_slots: 0,
             plugged: PluggedConfig::default(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use api_server::http::Response;
 use api_server::wire::{BalloonStats, DriveUpdate, VmState};
 use api_server::{Call, Fault};
+use devices::virtio::balloon::Statistics;
 use serde_json::json;
 
 use super::fault::{not_offered, refused};
@@ -42,11 +43,8 @@ impl Instance {
                 self.resources.set_balloon_amount(update.amount_mib);
             }
             Call::GetBalloonStats => return self.balloon_stats(guest),
-            Call::UpdateBalloonStats(_) => {
-                return Err(Fault::new(
-                    "Balloon update error: Cannot change the statistics polling interval after boot: lighter \
-                     answers with the sizes only.",
-                ));
+            Call::UpdateBalloonStats(update) => {
+                self.update_balloon_stats(update.stats_polling_interval_s, guest)?
             }
             Call::GetHinting | Call::StartHinting(_) | Call::StopHinting => {
                 return Err(not_offered("Free page hinting", "use free_page_reporting"));
@@ -93,15 +91,54 @@ impl Instance {
         Ok(())
     }
 
+    fn update_balloon_stats(&mut self, interval_s: u16, guest: &Guest) -> Result<(), Fault> {
+        let what = "Balloon update error";
+        let control = guest.vm.balloon().ok_or_else(|| no_balloon(what))?;
+        match control.statistics() {
+            Some(statistics) if interval_s > 0 => {
+                statistics.set_interval(interval_s).map_err(|error| refused(what, &error))?;
+            }
+            None if interval_s == 0 => {}
+            _ => {
+                return Err(Fault::new(format!(
+                    "{what}: Statistics cannot be enabled/disabled after activation."
+                )));
+            }
+        }
+        self.resources.set_balloon_interval(interval_s);
+        Ok(())
+    }
+
     fn balloon_stats(&self, guest: &Guest) -> Result<Response, Fault> {
         let control = guest.vm.balloon().ok_or_else(|| no_balloon("Internal VMM error"))?;
         let (target_mib, actual_mib) = (control.target_mib(), control.actual_mib());
+        let [
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
+        ] = control.statistics().map(Statistics::figures).unwrap_or_default();
         Ok(Response::data(&BalloonStats {
             target_pages: target_mib * 256,
             actual_pages: actual_mib * 256,
             target_mib,
             actual_mib,
-            ..BalloonStats::default()
+            swap_in,
+            swap_out,
+            major_faults,
+            minor_faults,
+            free_memory,
+            total_memory,
+            available_memory,
+            disk_caches,
+            hugetlb_allocations,
+            hugetlb_failures,
         }))
     }
 }

@@ -98,7 +98,7 @@ pub enum DeviceError {
     #[error("cannot make an eventfd for the keyboard")]
     Keyboard(#[source] io::Error),
     /// The balloon could not be built.
-    #[error("cannot make an eventfd for the balloon")]
+    #[error("cannot make an eventfd or timer for the balloon")]
     Balloon(#[source] io::Error),
     /// The vsock device could not be built.
     #[error("cannot build the vsock device")]
@@ -184,7 +184,7 @@ impl Machine {
             buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
         }
 
-        let balloon = config.balloon.then(|| Balloon::new(memory.ram.clone())).transpose();
+        let balloon = config.balloon.then(|| balloon(config, memory.ram)).transpose();
         let balloon = balloon.map_err(DeviceError::Balloon)?;
         let control = balloon.as_ref().map(Balloon::control);
         let devices = virtio_devices(config, memory.windows, balloon)?;
@@ -274,6 +274,13 @@ pub(crate) fn disk_name(index: usize) -> String {
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
     format!("vd{letter}")
+}
+
+fn balloon(config: &VmConfig, ram: &GuestRam) -> io::Result<Balloon> {
+    match config.balloon_statistics_s {
+        0 => Balloon::new(ram.clone()),
+        interval_s => Balloon::with_statistics(ram.clone(), interval_s),
+    }
 }
 
 /// Persistent memory `index` of the guest.

@@ -78,6 +78,7 @@ impl Bench {
             net: Vec::new(),
             vsock: None,
             balloon: false,
+            balloon_statistics_s: 0,
             keyboard: false,
             spare_slots: 0,
             plugged: Default::default(),

@@ -164,6 +164,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         net: Vec::new(),
         vsock: None,
         balloon: false,
+        balloon_statistics_s: 0,
         keyboard: false,
         spare_slots: 0,
         plugged: Default::default(),
