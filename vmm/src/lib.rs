@@ -21,6 +21,7 @@ mod report;
 pub mod snapshot;
 pub mod stop;
 pub mod text;
+mod uffd;
 mod vcpu;
 pub mod vm;
 mod worker;

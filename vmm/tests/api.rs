@@ -26,6 +26,7 @@ kvm_tests!(
     a_configuration_file_boots_with_and_without_a_socket,
     a_client_that_says_half_and_leaves_disturbs_nobody,
     metadata_and_metrics_are_kept,
+    another_process_gives_the_pages_of_a_snapshot,
     three_keys_reach_the_guest,
     the_examples_of_the_documentation_work,
     a_drive_gets_another_medium_while_its_guest_runs,
@@ -252,9 +253,9 @@ fn bad_snapshots_are_refused_and_the_vmm_goes_on() {
     let mut overridden = load(&other.path("s"), &other.path("m"));
     overridden["network_overrides"] = json!([{"iface_id":"eth7","host_dev_name":"t"}]);
     assert!(api.refused("PUT", "/snapshot/load", &overridden).contains("eth7"));
-    let mut uffd = load(&other.path("s"), &other.path("m"));
+    let mut uffd = load(&other.path("s"), &other.path("nobody"));
     uffd["mem_backend"]["backend_type"] = "Uffd".into();
-    api.refused("PUT", "/snapshot/load", &uffd);
+    assert!(api.refused("PUT", "/snapshot/load", &uffd).contains("cannot hand guest memory to"));
     // Nothing of it kept the VMM from the right one.
     api.done("PUT", "/snapshot/load", &load(&other.path("s"), &other.path("m")));
     assert_eq!(state(&api), "Paused");
@@ -431,4 +432,89 @@ fn three_keys_reach_the_guest() {
     start(&api);
     api.done("PUT", "/actions", &json!({"action_type":"SendCtrlAltDel"}));
     assert_eq!(api.wait().code(), Some(0));
+}
+
+/// Gives pages of `file` until the VMM is gone; gives how many.
+fn handle_faults(listener: &std::os::unix::net::UnixListener, file: &str) -> usize {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use std::os::fd::AsRawFd as _;
+    const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+    let (socket, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut text = [0; 4096];
+    let mut buffer = [std::io::IoSliceMut::new(&mut text)];
+    let len = recvmsg(&socket, &mut buffer, &mut control, RecvFlags::empty()).unwrap().bytes;
+    let uffd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let uffd = uffd.unwrap();
+    let mappings: Value = serde_json::from_slice(&text[..len]).unwrap();
+    let number = |field: &str| mappings[0][field].as_u64().unwrap();
+    assert_eq!((number("size"), number("offset"), number("page_size")), (64 << 20, 0, 4096));
+    let file = File::open(file).unwrap();
+    let mut given = 0;
+    loop {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut fds = [PollFd::new(&uffd, PollFlags::IN), PollFd::new(&socket, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        if !fds[1].revents().is_empty() {
+            return given;
+        }
+        // struct uffd_msg: the address of a page fault is its third word.
+        let mut message = [0; 32];
+        if rustix::io::read(&uffd, &mut message).is_err() {
+            continue;
+        }
+        let address = u64::from_le_bytes(message[16..24].try_into().unwrap()) & !4095;
+        let mut page = [0_u8; 4096];
+        file.read_exact_at(&mut page, address - number("base_host_virt_addr")).unwrap();
+        let mut copy = [address, page.as_ptr() as u64, 4096, 0, 0];
+        // SAFETY: struct uffdio_copy has these five words; the source is the page above, the target another process's.
+        unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr()) };
+        given += 1;
+    }
+}
+
+fn another_process_gives_the_pages_of_a_snapshot() {
+    let kernel = kernel(counting);
+    let first = Api::start(&[]);
+    configure(&first, &kernel);
+    start(&first);
+    set_state(&first, "Paused");
+    let (state, memory) = (first.path("state"), first.path("mem"));
+    first.done("PUT", "/snapshot/create", &json!({"snapshot_path":state,"mem_file_path":memory}));
+    let listener = std::os::unix::net::UnixListener::bind(first.path("handler")).unwrap();
+    let file = memory.clone();
+    let handler = std::thread::spawn(move || handle_faults(&listener, &file));
+    let second = Api::start(&[]);
+    let backend = json!({"backend_type":"Uffd","backend_path":first.path("handler")});
+    second.done(
+        "PUT",
+        "/snapshot/load",
+        &json!({"snapshot_path":state,"mem_backend":backend,"resume_vm":true}),
+    );
+    let begin = Instant::now();
+    let own = json!({"snapshot_path":second.path("state"),"mem_file_path":second.path("mem")});
+    loop {
+        set_state(&second, "Paused");
+        second.done("PUT", "/snapshot/create", &own);
+        if count(&second.path("mem")) > count(&memory) {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the guest does not go on");
+        set_state(&second, "Resumed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // What nobody touched before is in its snapshot too: the whole of the kernel.
+    let page = |path: &str| {
+        let mut page = [0; 4096];
+        File::open(path).unwrap().read_exact_at(&mut page, support::CODE).unwrap();
+        page
+    };
+    assert_eq!(page(&memory), page(&second.path("mem")));
+    assert!(page(&memory).iter().any(|byte| *byte != 0));
+    drop(second);
+    assert_eq!(handler.join().unwrap(), (64 << 20) / 4096, "each page once");
 }

@@ -22,6 +22,7 @@ use crate::config::VmExit;
 use crate::process::prepare_process;
 use crate::stop::StopSignals;
 use crate::text::with_causes;
+use crate::uffd;
 use crate::vm::{Happening, Vm, VmError};
 
 /// Largest configuration file that is read.
@@ -53,6 +54,8 @@ pub struct Guest {
     pub state: GuestState,
     /// When somebody asked for it; CLOCK_MONOTONIC nanoseconds.
     pub asked_at_ns: u64,
+    /// Who gives the pages of its memory, after the VM so that it is dropped after it.
+    pub handler: Option<uffd::Handler>,
 }
 
 /// How a VM is that is there.

@@ -54,6 +54,6 @@ impl Instance {
             control.set_target(balloon.amount_mib).map_err(|error| refused(what, &error))?;
         }
         vm.start().map_err(|error| refused(what, &error))?;
-        Ok(Guest { vm, state: GuestState::Running, asked_at_ns })
+        Ok(Guest { vm, state: GuestState::Running, asked_at_ns, handler: None })
     }
 }

@@ -5,6 +5,7 @@
 //! MEM.snapshot/memory ── moved ─► mem_file_path    (a difference is written over a base that is there)
 //! ```
 
+use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use api_server::Fault;
 use api_server::wire::{
     LoadHugePages, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType, WholeConfig,
 };
+use devices::GuestRam;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -25,6 +27,7 @@ use crate::clock;
 use crate::config::RestoreConfig;
 use crate::snapshot::{Base, PAGE, Snapshot};
 use crate::vm::{SaveOrder, Vm};
+use crate::{memory, uffd};
 
 /// Bytes copied at once.
 const CHUNK: u64 = 1 << 20;
@@ -59,6 +62,9 @@ impl Instance {
             serde_json::to_vec(&self.resources.config()).expect("invariant: configurations are plain data");
         let base = guest.vm.known_since().filter(|_| diff);
         let track = diff || self.resources.machine().track_dirty_pages;
+        if guest.handler.is_some() && base.is_none() {
+            uffd::fetch_all(guest.vm.memory());
+        }
         let order = SaveOrder { directory: directory.clone(), base, track, note };
         guest.vm.snapshot_as(order).map_err(|error| refused(what, &error))?;
         let pages = Snapshot::read(&directory).map_err(|error| refused(what, &error))?.identity.base;
@@ -84,12 +90,6 @@ impl Instance {
             (Some(backend), _) => (backend.backend_path.as_str(), backend.backend_type),
             (None, path) => (path.as_deref().unwrap_or_default(), MemBackendType::File),
         };
-        if kind == MemBackendType::Uffd {
-            return Err(not_offered(
-                "The memory backend Uffd",
-                "use File, whose pages are shared and read when needed",
-            ));
-        }
         if !matches!(load.huge_pages, LoadHugePages::Snapshot | LoadHugePages::None) {
             return Err(not_offered("Memory from huge pages", "set huge_pages to None"));
         }
@@ -116,10 +116,11 @@ impl Instance {
             .fingerprint
             .check_size(vm_config.vcpus, vm_config.mem_size_mib)
             .map_err(|error| refused(failed, &error))?;
-        let memory = snapshot.map_file(Path::new(path)).map_err(|error| refused(failed, &error))?;
+        let (memory, handler) =
+            memory(&snapshot, Path::new(path), kind).map_err(|error| refused(failed, error.as_ref()))?;
         let vm = Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
         self.resources = resources;
-        let mut guest = Guest { vm, state: GuestState::Loaded, asked_at_ns };
+        let mut guest = Guest { vm, state: GuestState::Loaded, asked_at_ns, handler };
         if load.resume_vm {
             guest
                 .resume()
@@ -127,6 +128,22 @@ impl Instance {
         }
         self.metrics.took("load_snapshot", begin.elapsed());
         Ok(guest)
+    }
+}
+
+/// The guest's memory, and who gives its pages if that is another process.
+fn memory(
+    snapshot: &Snapshot,
+    path: &Path,
+    kind: MemBackendType,
+) -> Result<(GuestRam, Option<uffd::Handler>), Box<dyn Error>> {
+    match kind {
+        MemBackendType::File => Ok((snapshot.map_file(path)?, None)),
+        MemBackendType::Uffd => {
+            let memory = memory::allocate(snapshot.fingerprint.mem_size_mib)?;
+            let handler = uffd::hand_over(&memory, path)?;
+            Ok((memory, Some(handler)))
+        }
     }
 }
 
