@@ -32,7 +32,7 @@ const PROGRAMS: [Program; 2] = [
         profile: "vmm",
         // At a random address: it is what a guest would attack.
         rustflags: "-C target-feature=+crt-static",
-        sources: &["arch", "devices", "vmm"],
+        sources: &["api_server", "arch", "devices", "vmm"],
     },
 ];
 

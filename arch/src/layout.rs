@@ -61,6 +61,8 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 
 /// I/O port of the serial port (COM1) and its size.
 pub const SERIAL_PORT: (u16, u16) = (0x3f8, 8);
+/// GSI of the keyboard.
+pub const KEYBOARD_GSI: u32 = 1;
 /// GSI of the serial port.
 pub const SERIAL_GSI: u32 = 4;
 /// I/O port of the i8042's command register; the data register is at 0x60.

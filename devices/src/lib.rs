@@ -11,6 +11,7 @@ pub mod fault_copy;
 pub mod generation;
 pub mod i8042;
 pub mod ioapic;
+pub mod keyboard;
 pub mod power;
 pub mod rate;
 pub mod serial;

@@ -8,6 +8,8 @@ use arch::cmdline::Cmdline;
 /// the processor seed it; reset through the i8042, at once after a panic. The rest of the machine is found by MP table and CPUID.
 const MACHINE: &str = "quiet noreplace-smp swiotlb=noforce poweroff_port=0x600 \
                        vm_generation=0x610 rng_core.default_quality=0 reboot=k panic=-1";
+/// The part of it that a guest cannot power off, restore or find its devices without.
+const BARE: &str = "noreplace-smp swiotlb=noforce poweroff_port=0x600 vm_generation=0x610";
 /// The serial port as console; not on the fast path, each byte is an exit.
 const CONSOLE: &str = "console=ttyS0";
 /// What a kernel must leave alone where KVM emulates ring 0, see `docs/kernel.md`. The kernel reads the
@@ -19,6 +21,8 @@ const EMULATED_RING0: &str = include_str!("../../resources/kernel/emulated-ring0
 pub struct Machine {
     /// There is a serial port.
     pub console: bool,
+    /// Nothing but what the guest cannot run without.
+    pub bare: bool,
     /// This host's KVM emulates guest ring 0.
     pub emulated_ring0: bool,
     /// Virtio devices, in slots 0 and up.
@@ -28,10 +32,10 @@ pub struct Machine {
 /// Builds the command line; `own` is the configuration's part and comes last, so that it prevails.
 pub fn build(machine: Machine, own: &str) -> Cmdline {
     let mut line = Cmdline::default();
-    if machine.console {
+    if machine.console && !machine.bare {
         line.push(CONSOLE);
     }
-    line.push(MACHINE);
+    line.push(if machine.bare { BARE } else { MACHINE });
     if machine.emulated_ring0 {
         line.push(EMULATED_RING0);
     }
@@ -48,7 +52,7 @@ mod tests {
 
     #[test]
     fn the_configurations_words_come_last() {
-        let machine = Machine { console: true, emulated_ring0: false, virtio_devices: 1 };
+        let machine = Machine { console: true, bare: false, emulated_ring0: false, virtio_devices: 1 };
         assert_eq!(
             build(machine, "root=/dev/vda").as_str(),
             "console=ttyS0 quiet noreplace-smp swiotlb=noforce poweroff_port=0x600 \
@@ -59,9 +63,18 @@ mod tests {
     #[test]
     fn only_emulating_hosts_get_their_quirks() {
         let line = |emulated_ring0| {
-            build(Machine { console: false, emulated_ring0, virtio_devices: 0 }, "").as_str().to_owned()
+            build(Machine { console: false, bare: false, emulated_ring0, virtio_devices: 0 }, "")
+                .as_str()
+                .to_owned()
         };
         assert_eq!(line(false), MACHINE);
         assert!(line(true).contains("clearcpuid=popcnt"));
+    }
+
+    #[test]
+    fn a_bare_line_leaves_the_console_to_the_configuration() {
+        let machine = Machine { console: true, bare: true, emulated_ring0: false, virtio_devices: 0 };
+        assert_eq!(build(machine, "console=ttyS0").as_str(), format!("{BARE} console=ttyS0"));
+        assert!(BARE.split(' ').all(|word| MACHINE.contains(word)));
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 pub use devices::rate::{BucketConfig, RateLimits, Rates};
 pub use devices::virtio::block::BlockEngine;
+pub use devices::virtio::net::detour::Service;
 use serde::{Deserialize, Serialize};
 
 /// One VM.
@@ -35,6 +36,12 @@ pub struct VmConfig {
     /// The guest gives memory back that it does not use, and can be asked for more.
     #[serde(default)]
     pub balloon: bool,
+    /// With a balloon: how often the guest says how much memory it uses, in seconds; 0 is never.
+    #[serde(default)]
+    pub balloon_statistics_s: u16,
+    /// There is a keyboard, on which the host can press Ctrl+Alt+Del.
+    #[serde(default)]
+    pub keyboard: bool,
     /// Virtio slots after the devices above, for [`VmConfig::plugged`]. The guest's kernel knows all of them
     /// from its boot on; one without a device is ignored.
     #[serde(default)]
@@ -106,6 +113,10 @@ pub struct KernelConfig {
     /// Appended to the command line that the VMM makes itself (console, devices, host quirks).
     #[serde(default)]
     pub cmdline: String,
+    /// The command line that the VMM makes itself has only what the guest cannot run without: no console, no
+    /// tuning for containers.
+    #[serde(default)]
+    pub bare: bool,
 }
 
 /// One raw disk image.
@@ -154,6 +165,12 @@ pub struct NetConfig {
     /// What it may carry.
     #[serde(default)]
     pub limits: RateLimits,
+    /// Largest packet without its Ethernet header; left to the guest without it.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Answers on this wire in the host's place; only for who builds the VM in its own process.
+    #[serde(skip)]
+    pub service: Option<Service>,
 }
 
 /// What carries the frames of an interface.

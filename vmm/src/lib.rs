@@ -2,6 +2,7 @@
 //!
 //! The only crate that opens `/dev/kvm`.
 
+pub mod api;
 mod clock;
 mod cmdline;
 pub mod config;
@@ -20,6 +21,7 @@ mod report;
 pub mod snapshot;
 pub mod stop;
 pub mod text;
+mod uffd;
 mod vcpu;
 pub mod vm;
 mod worker;

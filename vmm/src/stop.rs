@@ -1,7 +1,7 @@
 //! Ends the VM when the process is told to end: SIGTERM and SIGINT, received by descriptor.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
@@ -38,6 +38,11 @@ impl StopSignals {
         }
         // SAFETY: the call just made this descriptor and nobody else has it.
         Ok(StopSignals(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Readable once such a signal came.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// What the event loop needs to end the VM on such a signal.

@@ -4,7 +4,7 @@
 //! request: ioeventfd -> worker::run -> Block::process_queue -> Queue::pop -> parse -> execute -> irqfd
 //! ```
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -75,6 +75,11 @@ impl Worker {
         self.manager.add_subscriber(Box::new(Wake(fd)));
     }
 
+    /// Makes [`Worker::run`] return while `fd` is readable; whoever runs the loop reads it.
+    pub fn wake_while_readable(&mut self, fd: OwnedFd) {
+        self.manager.add_subscriber(Box::new(Readable(fd)));
+    }
+
     /// Lets `subscriber` take part in the loop.
     pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
         self.manager.add_subscriber(subscriber);
@@ -108,6 +113,17 @@ impl MutEventSubscriber for Wake {
     }
 }
 
+/// Returns from the loop while the descriptor is readable.
+struct Readable(OwnedFd);
+
+impl MutEventSubscriber for Readable {
+    fn process(&mut self, _: Events, _: &mut EventOps) {}
+
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, Events::new(&self.0, EventSet::IN));
+    }
+}
+
 /// One virtio device in the loop.
 struct Driven {
     transport: Arc<MmioTransport>,
@@ -130,7 +146,10 @@ impl Driven {
         }
         for event in &wanted {
             if self.host_events.iter().any(|old| old.fd == event.fd) {
-                let _ = ops.modify(host_events(event));
+                // One that was closed and opened anew under its number is not known to epoll any more.
+                if ops.modify(host_events(event)).is_err() {
+                    watch(ops, host_events(event));
+                }
             } else {
                 watch(ops, host_events(event));
             }

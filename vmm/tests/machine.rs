@@ -255,7 +255,15 @@ fn what_cannot_be_built_is_refused_with_a_reason() {
     assert_eq!(plug_two, "2 plugged devices: there are 1 spare slots");
     let null = std::fs::File::open("/dev/null").unwrap();
     let net = |fd| {
-        vec![NetConfig { fd, backend: NetBackend::Tap, mac: [2, 0, 0, 0, 0, 1], limits: Default::default() }]
+        let mac = [2, 0, 0, 0, 0, 1];
+        vec![NetConfig {
+            fd,
+            backend: NetBackend::Tap,
+            mac,
+            limits: Default::default(),
+            mtu: None,
+            service: None,
+        }]
     };
     assert!(refusal(&|config| config.net = net(null.as_raw_fd())).contains("TAP"));
     assert!(refusal(&|config| config.net = net(-1)).contains("TAP"));

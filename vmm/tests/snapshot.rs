@@ -269,7 +269,7 @@ fn differences_restore_on_their_bases_and_hold_only_what_was_written() {
     clone.pause().unwrap();
     let branch = bench.path("branch");
     let base = Some(vmm::snapshot::Snapshot::read(&full).unwrap().identity.id);
-    let order = SaveOrder { directory: branch.clone(), base, track: true };
+    let order = SaveOrder { base, track: true, ..SaveOrder::full(&branch) };
     clone.snapshot_as(order).unwrap();
     let restored = Vm::from_snapshot(&on_bases(&bench, &branch, &[&full], false), &branch).unwrap();
     assert!(memory_bytes(&restored) == memory_bytes(&clone), "memory differs");

@@ -10,6 +10,7 @@ use crate::{build, step};
 const ARROWS: &[(&str, &[&str])] = &[
     ("agent", &["agent_protocol", "archive"]),
     ("agent_protocol", &[]),
+    ("api_server", &[]),
     ("arch", &[]),
     ("archive", &[]),
     ("devices", &[]),
@@ -18,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lighter", &["engine", "images", "vmm"]),
     ("programs", &[]),
     ("shares", &[]),
-    ("vmm", &["arch", "devices"]),
+    ("vmm", &["api_server", "arch", "devices"]),
 ];
 
 /// Outside crates that only the named crate may use.

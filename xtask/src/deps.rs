@@ -43,6 +43,7 @@ pub const TEST: &[Dependency] = &[
     dep("fsck.erofs", "erofs-utils"),
     dep("e2fsck", "e2fsprogs"),
     dep("getfattr", "attr"),
+    dep("curl", "curl"),
     dep("ip", "iproute2"),
     dep("nft", "nftables"),
     dep("passt", "passt"),

@@ -1,10 +1,11 @@
-//! Developer commands: `cargo xtask demo|test|kernel|check|bench`.
+//! Developer commands: `cargo xtask demo|test|kernel|check|clients|bench`.
 //!
 //! Each subcommand is one module; this file only names them.
 
 mod bench;
 mod build;
 mod check;
+mod clients;
 mod demo;
 mod deps;
 mod distribution_kernel;
@@ -31,6 +32,8 @@ enum Command {
     Test(test::TestArgs),
     /// Measure lighter beside a peer.
     Bench(bench::BenchArgs),
+    /// Run clients of Firecracker's API against lighter's VMM (fetches them).
+    Clients,
     /// Check formatting, lints and which crate may know which.
     Check,
 }
@@ -41,6 +44,7 @@ fn main() -> std::process::ExitCode {
         Command::Kernel(args) => kernel::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Clients => clients::run(),
         Command::Check => check::run(),
     };
     match result {

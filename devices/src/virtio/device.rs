@@ -8,6 +8,7 @@
 //! DRIVER_OK -> any number of `process_*` calls -> [`VirtioDevice::reset`] -> `activate` again, and so on.
 
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use virtio_queue::Queue;
@@ -153,6 +154,13 @@ pub trait VirtioDevice: Send {
     /// What changes the device's limits, if it can have any.
     fn rate_control(&self) -> Option<RateControl> {
         None
+    }
+
+    /// Puts the file `path` in place of the device's medium; requests that were begun are completed before. The
+    /// transport tells the driver. An error leaves the old one, in words that name the file.
+    fn change_medium(&mut self, path: &Path) -> Result<(), String> {
+        let _ = path;
+        Err(format!("a device of type {} has no medium to change", self.name()))
     }
 
     /// What the host last failed at, in words, if it failed since the last call. Asked after each

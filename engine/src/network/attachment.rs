@@ -297,6 +297,8 @@ impl Interface {
             backend: self.backend,
             mac: self.mac,
             limits: Default::default(),
+            mtu: None,
+            service: None,
         }
     }
 }

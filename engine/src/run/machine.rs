@@ -60,6 +60,7 @@ impl Machine {
             path: kernel::find(options.kernel.as_deref(), dirs)?,
             initrd: options.initrd.as_deref().map(kernel::find_initrd).transpose()?,
             cmdline: std::iter::once(ROOT_ARGUMENTS).chain(arguments).collect::<Vec<_>>().join(" "),
+            bare: false,
         };
         Ok(Self {
             program: carried::vmm(dirs)?,
@@ -138,6 +139,8 @@ impl Machine {
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: container.vsock() }),
             balloon: self.reclaims,
             fs: self.shares.then(|| FsConfig { tag: SHARES_TAG.to_owned(), fd: None }),
+            balloon_statistics_s: 0,
+            keyboard: false,
             spare_slots: 0,
             plugged: Default::default(),
             console_log: Some(container.console_log()),

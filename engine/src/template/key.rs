@@ -97,7 +97,8 @@ mod tests {
             std::fs::write(&path, name).unwrap();
             path
         };
-        let kernel = KernelConfig { path: file("kernel"), initrd: None, cmdline: "quiet".into() };
+        let kernel =
+            KernelConfig { path: file("kernel"), initrd: None, cmdline: "quiet".into(), bare: false };
         let rootfs = file("rootfs");
         let plain = Ingredients {
             kernel: &kernel,

@@ -95,7 +95,7 @@ fn read_config(config: File) -> Result<VmConfig, Box<dyn Error>> {
 }
 
 /// What must happen while there is one thread. Neither is worth failing for.
-fn prepare_process() {
+pub(crate) fn prepare_process() {
     // SAFETY: duplicating a descriptor to the lowest free number from FD_TABLE_SIZE - 1 on and closing it
     // again touches no descriptor that is in use.
     unsafe {

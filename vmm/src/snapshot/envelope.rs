@@ -29,6 +29,8 @@ pub enum Section {
     Times = 3,
     /// [`super::Identity`].
     Identity = 4,
+    /// What whoever took the snapshot wants to find in it again; may be missing.
+    Note = 5,
 }
 
 /// Why bytes are no state file of this version.

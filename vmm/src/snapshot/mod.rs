@@ -17,7 +17,7 @@ mod pages;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use devices::GuestRam;
@@ -166,6 +166,8 @@ pub struct Snapshot {
     pub times: Times,
     /// Its place in a chain.
     pub identity: Identity,
+    /// What whoever took it wanted to find in it again; empty if that is nothing.
+    pub note: Vec<u8>,
     directory: PathBuf,
 }
 
@@ -187,6 +189,8 @@ pub struct Description<'a> {
     pub times: Times,
     /// Its place in a chain.
     pub identity: &'a Identity,
+    /// What whoever takes it wants to find in it again.
+    pub note: &'a [u8],
 }
 
 impl Writer {
@@ -223,12 +227,16 @@ impl Writer {
         let len = u64::from(description.fingerprint.mem_size_mib) << 20;
         self.memory.set_len(len).map_err(self.write_failed())?;
         let path = self.partial.join("state");
-        let bytes = envelope::write(&[
+        let mut sections = vec![
             (Section::Fingerprint, postcard::to_allocvec(description.fingerprint)?),
             (Section::Vm, postcard::to_allocvec(description.state)?),
             (Section::Times, postcard::to_allocvec(&description.times)?),
             (Section::Identity, postcard::to_allocvec(description.identity)?),
-        ]);
+        ];
+        if !description.note.is_empty() {
+            sections.push((Section::Note, description.note.to_vec()));
+        }
+        let bytes = envelope::write(&sections);
         let mut file = File::create_new(&path).map_err(failed("make", &path))?;
         file.write_all(&bytes).map_err(failed("write", &path))?;
         std::fs::rename(&self.partial, &self.directory).map_err(failed("make", &self.directory))
@@ -261,12 +269,19 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteE
 impl Snapshot {
     /// Reads the snapshot in `directory`, but for its memory.
     pub fn read(directory: &Path) -> Result<Self, ReadError> {
-        let path = directory.join("state");
-        let file = |source| ReadError::File { path: path.clone(), source };
+        Self::read_state(directory, &directory.join("state"))
+    }
+
+    /// Reads the snapshot whose state is in the file `state`, but for its memory.
+    pub fn read_state(directory: &Path, state: &Path) -> Result<Self, ReadError> {
+        let file = |source| ReadError::File { path: state.to_owned(), source };
         let mut bytes = Vec::new();
-        File::open(&path).map_err(file)?.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
+        // Opened so that a FIFO does not make this wait.
+        let mut options = File::options();
+        let file_now = options.read(true).custom_flags(libc::O_NONBLOCK).open(state).map_err(file)?;
+        file_now.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
         if bytes.len() as u64 > MAX_STATE_BYTES {
-            return Err(ReadError::TooLarge { path });
+            return Err(ReadError::TooLarge { path: state.to_owned() });
         }
         Self::parse(directory, &bytes)
     }
@@ -282,6 +297,7 @@ impl Snapshot {
             state: decode(&path, section(Section::Vm)?)?,
             times: decode(&path, section(Section::Times)?)?,
             identity: decode(&path, section(Section::Identity)?)?,
+            note: envelope.section(Section::Note).unwrap_or_default().to_vec(),
             directory: directory.to_owned(),
         })
     }
@@ -312,15 +328,24 @@ impl Snapshot {
         Ok(memory)
     }
 
-    fn map_own_memory(&self) -> Result<GuestRam, ReadError> {
-        let (_, file) = self.open_memory()?;
+    /// Its memory as it is in the file `memory`, mapped privately, whatever it is a difference from: whoever calls
+    /// has put the difference into a file of its base.
+    pub fn map_file(&self, memory: &Path) -> Result<GuestRam, ReadError> {
+        let (_, file) = self.open_file(memory.to_owned())?;
         Ok(memory::map_private(self.fingerprint.mem_size_mib, &file)?)
     }
 
+    fn map_own_memory(&self) -> Result<GuestRam, ReadError> {
+        self.map_file(&self.directory.join("memory"))
+    }
+
     fn open_memory(&self) -> Result<(PathBuf, File), ReadError> {
-        let path = self.directory.join("memory");
+        self.open_file(self.directory.join("memory"))
+    }
+
+    fn open_file(&self, path: PathBuf) -> Result<(PathBuf, File), ReadError> {
         let open = || -> io::Result<(File, u64)> {
-            let file = File::open(&path)?;
+            let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
             let len = file.metadata()?.len();
             Ok((file, len))
         };

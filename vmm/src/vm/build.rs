@@ -141,6 +141,10 @@ fn connect(vm: &VmFd, machine: &Machine) -> Result<(), BuildError> {
         }
         vm.register_irqfd(transport.irq(), layout::virtio_mmio_gsi(slot)).map_err(error)?;
     }
+    if let Some(keyboard) = &machine.keyboard {
+        let error = |source| BuildError::Notify { device: "the keyboard".into(), source };
+        vm.register_irqfd(keyboard.irq(), layout::KEYBOARD_GSI).map_err(error)?;
+    }
     if let Some(console) = &machine.console {
         let error = |source| BuildError::Notify { device: "the serial port".into(), source };
         vm.register_irqfd(console.irq(), layout::SERIAL_GSI).map_err(error)?;
@@ -158,6 +162,7 @@ pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
     };
     let machine = cmdline::Machine {
         console: parts.machine.console.is_some(),
+        bare: config.kernel.bare,
         emulated_ring0: parts.emulated_ring0,
         virtio_devices: parts.machine.slots.len(),
     };

@@ -1,11 +1,11 @@
 //! The devices of a VM, built from its configuration and put on the buses.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,6 +15,7 @@ use devices::bus::{Bus, BusDevice, BusError};
 use devices::generation::{GENERATION_PORT, GENERATION_SIZE, Generation};
 use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
+use devices::keyboard::{KEYBOARD_PORT, KEYBOARD_SIZE, Keyboard};
 use devices::power::{POWER_PORT, PowerPort, PowerSink};
 use devices::rate::{RateControl, RateLimiter};
 use devices::serial::{ConsoleLog, SERIAL_PORT, SERIAL_SIZE, Serial, SerialError, SerialState};
@@ -22,8 +23,9 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
 use devices::virtio::fs::{Fs, MAX_TAG_BYTES};
+use devices::virtio::net::detour::Detour;
 use devices::virtio::net::stream::Stream;
-use devices::virtio::net::tap::{Tap, TapError};
+use devices::virtio::net::tap::{FrameIo, Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
 use devices::virtio::pmem;
 use devices::virtio::rng::Rng;
@@ -104,8 +106,11 @@ pub enum DeviceError {
     /// The serial port could not be built.
     #[error("cannot build the serial port")]
     Serial(#[from] SerialError),
+    /// The keyboard could not be built.
+    #[error("cannot make an eventfd for the keyboard")]
+    Keyboard(#[source] io::Error),
     /// The balloon could not be built.
-    #[error("cannot make an eventfd for the balloon")]
+    #[error("cannot make an eventfd or timer for the balloon")]
     Balloon(#[source] io::Error),
     /// The vsock device could not be built.
     #[error("cannot build the vsock device")]
@@ -158,6 +163,8 @@ pub struct Machine {
     pub balloon: Option<BalloonControl>,
     /// By the names of the devices.
     pub rates: HashMap<String, RateControl>,
+    /// The keyboard, if the configuration has one.
+    pub keyboard: Option<Arc<Keyboard>>,
 }
 
 impl Machine {
@@ -176,7 +183,12 @@ impl Machine {
         buses.mmio.insert(layout::IOAPIC_BASE, IOAPIC_SIZE, ioapic)?;
 
         let power = Arc::new(Power(reporter.clone()));
-        buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?;
+        let keyboard = config.keyboard.then(|| Keyboard::open(power.clone()).map(Arc::new)).transpose();
+        let keyboard = keyboard.map_err(DeviceError::Keyboard)?;
+        match &keyboard {
+            Some(keyboard) => buses.pio.insert(KEYBOARD_PORT, KEYBOARD_SIZE, keyboard.clone())?,
+            None => buses.pio.insert(I8042_PORT, 1, Arc::new(I8042::new(power.clone())))?,
+        }
         buses.pio.insert(POWER_PORT, 1, Arc::new(PowerPort::new(power)))?;
         let generation = Arc::new(Generation::new());
         buses.pio.insert(GENERATION_PORT, GENERATION_SIZE, generation.clone())?;
@@ -186,7 +198,7 @@ impl Machine {
             buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
         }
 
-        let balloon = config.balloon.then(|| Balloon::new(memory.ram.clone())).transpose();
+        let balloon = config.balloon.then(|| balloon(config, memory.ram)).transpose();
         let balloon = balloon.map_err(DeviceError::Balloon)?;
         let control = balloon.as_ref().map(Balloon::control);
         let devices = virtio_devices(config, memory.windows, balloon)?;
@@ -200,13 +212,14 @@ impl Machine {
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control, rates })
+        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control, rates, keyboard })
     }
 
     /// IOAPIC pins that devices are wired to.
     pub fn gsis(&self) -> Vec<u32> {
         let serial = self.console.iter().map(|_| layout::SERIAL_GSI);
-        serial.chain((0..self.slots.len()).map(layout::virtio_mmio_gsi)).collect()
+        let keyboard = self.keyboard.iter().map(|_| layout::KEYBOARD_GSI);
+        keyboard.chain(serial).chain((0..self.slots.len()).map(layout::virtio_mmio_gsi)).collect()
     }
 }
 
@@ -272,12 +285,22 @@ fn virtio_devices(
 /// Disk `index` of the guest, `vda` and so on.
 pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceError> {
     let DiskConfig { path, read_only, serial, engine, limits } = config.clone();
+    let config = BlockConfig { path, read_only, serial, engine, limits };
+    Ok((disk_name(index), Box::new(Block::open(&config)?)))
+}
+
+/// What the guest calls disk `index`.
+pub(crate) fn disk_name(index: usize) -> String {
     // No more disks than slots, so no letter past `z`.
     let letter = char::from(b'a' + index.min(25) as u8);
-    Ok((
-        format!("vd{letter}"),
-        Box::new(Block::open(&BlockConfig { path, read_only, serial, engine, limits })?),
-    ))
+    format!("vd{letter}")
+}
+
+fn balloon(config: &VmConfig, ram: &GuestRam) -> io::Result<Balloon> {
+    match config.balloon_statistics_s {
+        0 => Balloon::new(ram.clone()),
+        interval_s => Balloon::with_statistics(ram.clone(), interval_s),
+    }
 }
 
 /// Persistent memory `index` of the guest.
@@ -287,18 +310,29 @@ fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
 
 /// The network interface that the guest calls `name`.
 pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> {
-    let identity = NetIdentity { mac: config.mac, mtu: None };
+    let identity = NetIdentity { mac: config.mac, mtu: config.mtu };
     let fd = duplicate(config.fd)?;
     let limiter = RateLimiter::new(&config.limits).map_err(DeviceError::Timer)?;
-    Ok((
-        name.into(),
-        match config.backend {
-            NetBackend::Tap => Box::new(Net::new(Tap::from_fd(fd)?, identity, limiter)),
-            NetBackend::Stream => {
-                Box::new(Net::new(Stream::from_fd(fd).map_err(DeviceError::Stream)?, identity, limiter))
-            }
-        },
-    ))
+    let device = match config.backend {
+        NetBackend::Tap => behind(Tap::from_fd(fd)?, config, identity, limiter),
+        NetBackend::Stream => {
+            behind(Stream::from_fd(fd).map_err(DeviceError::Stream)?, config, identity, limiter)
+        }
+    };
+    Ok((name.into(), device))
+}
+
+/// A device with `wire` behind it, and the service of `config` on it if there is one.
+fn behind(
+    wire: impl FrameIo + 'static,
+    config: &NetConfig,
+    identity: NetIdentity,
+    limiter: RateLimiter,
+) -> Box<dyn VirtioDevice> {
+    match &config.service {
+        Some(service) => Box::new(Net::new(Detour::new(wire, service.clone()), identity, limiter)),
+        None => Box::new(Net::new(wire, identity, limiter)),
+    }
 }
 
 /// The file system device.
@@ -321,11 +355,16 @@ fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
 }
 
 fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+    // Never waited for: a FIFO or terminal that is full loses output. Opened for reading too, as a FIFO without
+    // a reader does not open for writing alone.
     let file = OpenOptions::new()
         .create(true)
+        .read(true)
         .append(true)
         .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
+        .or_else(|error| standard_output(path).ok_or(error))
         .map_err(|source| DeviceError::OpenConsole { path: path.clone(), source })?;
     let out: Box<dyn io::Write + Send> = Box::new(file);
     let log = ConsoleLog::new(out);
@@ -333,6 +372,12 @@ fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Conso
         Some(state) => Serial::restore(state, log)?,
         None => Serial::open(log)?,
     }))
+}
+
+/// Standard output that cannot be opened anew: a socket, or a file of another user.
+fn standard_output(path: &Path) -> Option<File> {
+    let own = (path == Path::new("/dev/stdout")).then(|| io::stdout().as_fd().try_clone_to_owned().ok())?;
+    own.map(File::from)
 }
 
 /// Carries the guest's wish to end to the owner of the VM.

@@ -18,6 +18,7 @@ mod snapshot;
 mod spare;
 mod state;
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::BuildError;
 pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
+pub(crate) use self::machine::disk_name;
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
@@ -261,8 +263,8 @@ impl Vm {
         }
     }
 
-    /// One turn of the event loop.
-    fn turn(
+    /// One turn of the event loop, at most `timeout` long.
+    pub(crate) fn turn(
         &mut self,
         timeout: Option<Duration>,
         observe: &mut impl FnMut(Happening),
@@ -283,6 +285,11 @@ impl Vm {
             }
         }
         Ok(self.ended.clone())
+    }
+
+    /// Makes [`Vm::turn`] return while `fd` is readable.
+    pub(crate) fn wake_while_readable(&mut self, fd: OwnedFd) {
+        self.worker.wake_while_readable(fd);
     }
 
     /// Ends the VM with [`VmExit::Stopped`] when one of `signals` comes while it runs.

@@ -29,7 +29,10 @@ impl Vm {
                 None => return,
             },
             Request::Balloon { mib } => self.inflate(*mib),
-            Request::Limit { device, limits } => self.limit(device, limits),
+            Request::Limit { device, limits } => self
+                .set_limits(device, *limits)
+                .map(|()| Done::default())
+                .map_err(|message| Refusal { kind: RefusalKind::Request, message }),
         };
         asked.answer(&done.map_or_else(Answer::Error, Answer::Ok));
     }
@@ -55,6 +58,17 @@ impl Vm {
         }
     }
 
+    /// Presses Ctrl+Alt+Del; false if there is no keyboard, or the guest does not read what was pressed before.
+    pub(crate) fn ctrl_alt_del(&self) -> bool {
+        self.machine.keyboard.as_ref().is_some_and(|keyboard| keyboard.ctrl_alt_del())
+    }
+
+    /// Puts the file `path` in place of the medium of `device`, as the guest calls it.
+    pub(crate) fn change_medium(&self, device: &str, path: &Path) -> Result<(), String> {
+        let slot = self.machine.slots.iter().find(|slot| slot.transport.name() == device);
+        slot.ok_or_else(|| format!("there is no device {device}"))?.transport.change_medium(path)
+    }
+
     fn inflate(&self, mib: u32) -> Result<Done, Refusal> {
         let refusal = |message| Refusal { kind: RefusalKind::Request, message };
         let balloon = self.balloon().ok_or_else(|| refusal("this VM has no balloon".to_owned()))?;
@@ -62,16 +76,16 @@ impl Vm {
         Ok(Done::default())
     }
 
-    fn limit(&self, device: &str, limits: &RateLimits) -> Result<Done, Refusal> {
+    /// Replaces the limits of the disk or interface that the guest calls `device`.
+    pub fn set_limits(&self, device: &str, limits: RateLimits) -> Result<(), String> {
         let rates = &self.machine.rates;
         let control = rates.get(device).ok_or_else(|| {
             let mut names: Vec<_> = rates.keys().map(String::as_str).collect();
             names.sort_unstable();
-            let message = format!("no device {device:?} has limits here; these have: {}", names.join(", "));
-            Refusal { kind: RefusalKind::Request, message }
+            format!("no device {device:?} has limits here; these have: {}", names.join(", "))
         })?;
-        control.set(*limits);
-        Ok(Done::default())
+        control.set(limits);
+        Ok(())
     }
 
     /// Saves a paused VM at once; a running one is saved by a thread, whose end answers.
@@ -110,7 +124,7 @@ impl Vm {
             message: crate::text::with_causes(&error),
         })?;
         let base = base.map(|base| base.identity.id);
-        let order = SaveOrder { directory: dir.clone(), base, track: *track };
+        let order = SaveOrder { directory: dir.clone(), base, track: *track, note: Vec::new() };
         if matches!(self.vcpus, Vcpus::Running(_)) {
             let save = Save::begin(order, self.log.clone())?;
             return Ok(Begun::Running { save, stay_paused: *stay_paused });

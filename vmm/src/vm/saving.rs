@@ -41,6 +41,8 @@ pub struct SaveOrder {
     pub base: Option<SnapshotId>,
     /// Log writes from now on, so that this can be a base.
     pub track: bool,
+    /// What whoever loads it wants to find in it.
+    pub note: Vec<u8>,
 }
 
 impl SaveOrder {
@@ -168,6 +170,7 @@ impl Save {
             state: &frozen.state,
             times: frozen.times,
             identity: &Identity { id: self.id, base },
+            note: &self.order.note,
         })?;
         if self.order.logs() {
             log.start()?;

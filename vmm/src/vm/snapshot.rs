@@ -4,7 +4,9 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use super::saving::{Frozen, Save, SaveOrder};
+use devices::GuestRam;
+
+use super::saving::{Frozen, Save, SaveOrder, locked};
 use super::{RestoreVmError, SaveError, Vcpus, Vm, VmError};
 use crate::clock;
 use crate::config::VmConfig;
@@ -67,6 +69,11 @@ impl Vm {
         Ok(Written { memory_bytes })
     }
 
+    /// The snapshot since which it is known what the guest wrote, if that is known.
+    pub fn known_since(&self) -> Option<SnapshotId> {
+        locked(&self.log).base()
+    }
+
     fn freeze(&mut self, save: &Save) -> Result<Frozen, SnapshotError> {
         let state = self.save_state()?;
         save.freeze(self.fingerprint(), state, Times { realtime_ns: clock::realtime_ns() })
@@ -115,17 +122,23 @@ impl Vm {
         let snapshot = Snapshot::read(directory)?;
         // Before anything is made of this memory size; the rest can only be compared later.
         snapshot.fingerprint.check_size(config.vcpus, config.mem_size_mib)?;
-        let (bases, track) = match &config.restore {
-            Some(restore) => (&restore.bases[..], restore.track),
-            None => (&[][..], false),
-        };
+        let bases = config.restore.as_ref().map_or(&[][..], |restore| &restore.bases);
         let memory = snapshot.map_memory(bases)?;
+        Self::from_memory(config, &snapshot, memory)
+    }
+
+    /// The same where `memory` holds what it held when `snapshot` was taken.
+    pub fn from_memory(
+        config: &VmConfig,
+        snapshot: &Snapshot,
+        memory: GuestRam,
+    ) -> Result<Self, RestoreVmError> {
+        let track = config.restore.as_ref().is_some_and(|restore| restore.track);
         let mut vm = Self::assemble(config, memory, snapshot.state.console(), |_| Ok(()))?;
         snapshot.fingerprint.check(&vm.fingerprint())?;
         vm.resume_from(&snapshot.state)?;
         if track {
-            *super::saving::locked(&vm.log) =
-                DirtyLog::new(vm.vm.clone(), vm.memory.clone(), Some(snapshot.identity.id));
+            *locked(&vm.log) = DirtyLog::new(vm.vm.clone(), vm.memory.clone(), Some(snapshot.identity.id));
         }
         Ok(vm)
     }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod http;
 pub mod linux;
 
 use std::fs::{File, OpenOptions};
@@ -152,13 +153,20 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
     VmConfig {
         vcpus,
         mem_size_mib: 32,
-        kernel: KernelConfig { path: kernel.path().to_owned(), initrd: None, cmdline: String::new() },
+        kernel: KernelConfig {
+            path: kernel.path().to_owned(),
+            initrd: None,
+            cmdline: String::new(),
+            bare: false,
+        },
         disks: Vec::new(),
         pmem: Vec::new(),
         net: Vec::new(),
         vsock: None,
         balloon: false,
         fs: None,
+        balloon_statistics_s: 0,
+        keyboard: false,
         spare_slots: 0,
         plugged: Default::default(),
         console_log: None,

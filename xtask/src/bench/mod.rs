@@ -3,6 +3,7 @@
 //! The development hosts are noisy and shared, so a figure alone says little; the ratio to a peer that ran
 //! in turn with it says more. Figures never decide a test.
 
+mod api;
 mod block;
 mod boot;
 mod clone;
@@ -36,6 +37,8 @@ pub struct BenchArgs {
 enum Suite {
     /// Start of a VM: process start to first guest instruction, to PID 1, to the first byte; VMM memory.
     Boot,
+    /// The microVM API: first answer, calls, start, memory.
+    Api(api::ApiArgs),
     /// Clones and snapshots: time, memory, and how many at once.
     Clone(clone::CloneArgs),
     /// Verbs of a working day: ps, exec, output, cp.
@@ -55,6 +58,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs must be at least 1");
     let report = match &args.suite {
         Suite::Boot => boot::run(args.runs)?,
+        Suite::Api(api) => api::run(api, args.runs)?,
         Suite::Clone(clone) => clone::run(clone, args.runs)?,
         Suite::Engine => engine::run(args.runs)?,
         Suite::Warm => warm::run(args.runs)?,

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::statistics::Statistics;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Pages of 4 KiB in a MiB.
@@ -31,13 +32,14 @@ struct Shared {
     actual: AtomicU32,
     /// Signalled when the target changed.
     changed: EventFd,
+    statistics: Option<Statistics>,
 }
 
 impl BalloonControl {
-    pub(super) fn new(max: u32) -> io::Result<Self> {
+    pub(super) fn new(max: u32, statistics: Option<Statistics>) -> io::Result<Self> {
         let changed = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let (target, actual) = (AtomicU32::new(0), AtomicU32::new(0));
-        Ok(Self(Arc::new(Shared { max, target, actual, changed })))
+        Ok(Self(Arc::new(Shared { max, target, actual, changed, statistics })))
     }
 
     /// Asks the guest to leave `mib` MiB of its RAM unused. It does so as it can: [`Self::actual_mib`] says
@@ -60,6 +62,11 @@ impl BalloonControl {
     /// What the guest says it leaves unused, in MiB; nothing vouches for it.
     pub fn actual_mib(&self) -> u32 {
         self.actual_pages() / PAGES_PER_MIB
+    }
+
+    /// What the guest says about its memory, if it was to be asked.
+    pub fn statistics(&self) -> Option<&Statistics> {
+        self.0.statistics.as_ref()
     }
 
     pub(super) fn target_pages(&self) -> u32 {

@@ -3,6 +3,7 @@
 //! ```text
 //! host ── BalloonControl::set_target ─► config interrupt ─► driver inflates ─► inflateq ─► give back
 //! driver frees pages ─► reporting_vq ────────────────────────────────────────────────────► give back
+//! driver ── figures ──► statsq, if the host wants them: see `statistics.rs`
 //! ```
 //!
 //! Both queues name pages whose content the guest has no use for: what it reads there later may be anything,
@@ -14,6 +15,7 @@
 
 mod control;
 mod pages;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
@@ -28,11 +30,14 @@ use vmm_sys_util::epoll::EventSet;
 
 pub use self::control::{BalloonControl, TargetError};
 use self::pages::{PageRange, PageRanges};
+pub use self::statistics::{FIGURES, Figures, Statistics};
 use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
 use super::guest_buffers::{ChainError, Direction, GuestBuffers, MAX_CHAIN_DESCRIPTORS};
-use super::queue::{ActiveQueue, Chain};
+use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
 
+/// The driver has figures about its memory (section 5.5.3).
+const STATISTICS: u32 = 1;
 /// The driver may take pages out of the balloon when it runs out of memory (section 5.5.3).
 const DEFLATE_ON_OOM: u32 = 2;
 /// The driver reports free pages (section 5.5.3).
@@ -49,8 +54,14 @@ const BALLOON_QUEUE_SIZE: u16 = 16;
 const REPORTING_QUEUE_SIZE: u16 = 32;
 
 const INFLATE: u16 = 0;
-/// There is neither a statistics nor a hinting queue; Linux leaves no gap for queues that it does not use.
-const REPORTING: u16 = 2;
+/// The queue after inflation and deflation: statistics where they were negotiated, otherwise reporting. There is no
+/// hinting queue; Linux leaves no gap for queues that it does not use.
+const THIRD: u16 = 2;
+
+/// Token of the changed target.
+const CHANGED: u32 = 0;
+/// Token of the statistics' timer.
+const TIMER: u32 = 1;
 /// Length of the configuration space.
 const CONFIG_BYTES: usize = 16;
 /// Where `actual` is, the only field that the driver writes.
@@ -63,6 +74,8 @@ pub struct Balloon {
     control: BalloonControl,
     /// What the host last failed at, until somebody asks.
     failure: Option<String>,
+    /// The driver's buffer for figures, which is given back to get new ones.
+    kept: Option<u16>,
     /// Present from `activate` to `reset`.
     active: Option<Active>,
 }
@@ -71,6 +84,8 @@ struct Active {
     mem: GuestRam,
     queues: Vec<ActiveQueue>,
     interrupt: Arc<dyn Interrupt>,
+    /// Figures were negotiated.
+    statistics: bool,
 }
 
 /// What a snapshot keeps, in pages of 4 KiB.
@@ -83,8 +98,17 @@ struct BalloonState {
 impl Balloon {
     /// A balloon for a guest with this RAM, empty. Opens an eventfd.
     pub fn new(ram: GuestRam) -> std::io::Result<Self> {
-        let control = BalloonControl::new(pages::count(&ram))?;
-        Ok(Self { ram, control, failure: None, active: None })
+        Self::build(ram, None)
+    }
+
+    /// The same that asks its guest for figures every `interval_s` seconds. Opens a timer too.
+    pub fn with_statistics(ram: GuestRam, interval_s: u16) -> std::io::Result<Self> {
+        Self::build(ram, Some(Statistics::open(interval_s)?))
+    }
+
+    fn build(ram: GuestRam, statistics: Option<Statistics>) -> std::io::Result<Self> {
+        let control = BalloonControl::new(pages::count(&ram), statistics)?;
+        Ok(Self { ram, control, failure: None, kept: None, active: None })
     }
 
     /// What the owner of the VM steers it with, at any time.
@@ -103,7 +127,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[BALLOON_QUEUE_SIZE, BALLOON_QUEUE_SIZE, REPORTING_QUEUE_SIZE]
+        let sizes = &[BALLOON_QUEUE_SIZE, BALLOON_QUEUE_SIZE, REPORTING_QUEUE_SIZE, REPORTING_QUEUE_SIZE];
+        if self.control.statistics().is_some() { sizes } else { sizes.get(..3).unwrap_or(sizes) }
     }
 
     fn features(&self) -> u64 {
@@ -112,6 +137,7 @@ impl VirtioDevice for Balloon {
             | (1 << VIRTIO_RING_F_INDIRECT_DESC)
             | (1 << DEFLATE_ON_OOM)
             | (1 << PAGE_REPORTING)
+            | (u64::from(self.control.statistics().is_some()) << STATISTICS)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -134,20 +160,26 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) {
-        let Activation { mem, queues, interrupt, .. } = activation;
+        let Activation { mem, queues, interrupt, acknowledged_features } = activation;
+        let statistics = acknowledged_features & (1 << STATISTICS) != 0;
         let queues = ActiveQueue::all(queues, &interrupt);
-        self.active = Some(Active { mem, queues, interrupt });
+        self.active = Some(Active { mem, queues, interrupt, statistics });
     }
 
     fn reset(&mut self) {
         self.active = None;
+        self.kept = None;
         self.control.set_actual_pages(0);
     }
 
     fn process_queue(&mut self, index: u16) -> Result<(), ProtocolViolation> {
-        let Some(Active { mem, queues, .. }) = &mut self.active else {
+        let Some(Active { mem, queues, statistics, .. }) = &mut self.active else {
             return Ok(());
         };
+        if (index, *statistics) == (THIRD, true) {
+            return self.take_figures();
+        }
+        let reporting = THIRD.saturating_add((*statistics).into());
         let Some(queue) = queues.get_mut(usize::from(index)) else {
             return Ok(());
         };
@@ -155,7 +187,7 @@ impl VirtioDevice for Balloon {
         queue.process(mem, |chain| {
             let ranges = match index {
                 INFLATE => inflated(mem, chain),
-                REPORTING => reported(chain),
+                _ if index == reporting => reported(chain),
                 _ => Ok(PageRanges::default()),
             };
             let ranges = ranges.map_err(|error| error.to_string());
@@ -172,10 +204,15 @@ impl VirtioDevice for Balloon {
     }
 
     fn host_events(&self) -> Vec<HostEvent> {
-        vec![HostEvent { fd: self.control.changed().as_raw_fd(), events: EventSet::IN, token: 0 }]
+        let event = |fd, token| HostEvent { fd, events: EventSet::IN, token };
+        let timer = self.control.statistics().map(|statistics| event(statistics.fd(), TIMER));
+        timer.into_iter().chain([event(self.control.changed().as_raw_fd(), CHANGED)]).collect()
     }
 
-    fn process_host_event(&mut self, _token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {
+    fn process_host_event(&mut self, token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {
+        if token == TIMER {
+            return self.ask_for_figures();
+        }
         let _ = self.control.changed().read();
         if let Some(active) = &self.active {
             active.interrupt.notify_config();
@@ -193,16 +230,71 @@ impl VirtioDevice for Balloon {
 
     fn save(&self) -> Vec<u8> {
         let state = BalloonState { target: self.control.target_pages(), actual: self.control.actual_pages() };
-        postcard::to_allocvec(&state).expect("invariant: plain numbers always serialize")
+        let mut bytes = postcard::to_allocvec(&state).expect("invariant: plain numbers always serialize");
+        if self.control.statistics().is_some() {
+            bytes.extend(
+                postcard::to_allocvec(&self.kept).expect("invariant: plain numbers always serialize"),
+            );
+        }
+        bytes
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
         let error = |what: String| RestoreError { device: "balloon", what };
-        let saved: BalloonState = postcard::from_bytes(state).map_err(|source| error(source.to_string()))?;
+        let decode = |source: postcard::Error| error(source.to_string());
+        let (saved, rest): (BalloonState, _) = postcard::take_from_bytes(state).map_err(decode)?;
+        if self.control.statistics().is_some() {
+            self.kept = postcard::from_bytes(rest).map_err(decode)?;
+        } else if !rest.is_empty() {
+            return Err(error("it has statistics, which this one has not".to_owned()));
+        }
         if !self.control.restore(saved.target, saved.actual) {
             return Err(error(format!("{saved:?} is more than the guest's RAM")));
         }
         Ok(())
+    }
+}
+
+impl Balloon {
+    /// Takes the figures that the driver sends and keeps its buffer until new ones are wanted.
+    fn take_figures(&mut self) -> Result<(), ProtocolViolation> {
+        let (Some(Active { mem, queues, .. }), Some(statistics)) =
+            (&mut self.active, self.control.statistics())
+        else {
+            return Ok(());
+        };
+        let Some(queue) = queues.get_mut(usize::from(THIRD)) else { return Ok(()) };
+        let mut kept = self.kept.take();
+        queue.process_some(mem, |chain| {
+            // A driver has one such buffer; one more than that comes back as it is.
+            if kept.is_some() {
+                return Ok(Handled::Done(0));
+            }
+            let head = chain.head_index();
+            let buffers = GuestBuffers::collect(mem, chain, Direction::Readable)
+                .map_err(|error| ProtocolViolation { queue: THIRD, what: error.to_string() })?;
+            statistics.take(&buffers);
+            kept = Some(head);
+            Ok(Handled::InFlight)
+        })?;
+        self.kept = kept;
+        Ok(())
+    }
+
+    /// Gives the driver its buffer back.
+    fn ask_for_figures(&mut self) -> Result<(), ProtocolViolation> {
+        if let Some(statistics) = self.control.statistics() {
+            statistics.process_timer();
+        }
+        // Linux sends its first buffer before DRIVER_OK, when nobody listens.
+        self.take_figures()?;
+        let Some(Active { mem, queues, .. }) = &mut self.active else { return Ok(()) };
+        let (Some(queue), Some(head)) = (queues.get_mut(usize::from(THIRD)), self.kept) else {
+            return Ok(());
+        };
+        self.kept = None;
+        queue.complete(mem, head, 0)?;
+        queue.signal(mem)
     }
 }
 

@@ -12,6 +12,7 @@ const LIST: u64 = BUFFERS;
 const PAGES: u64 = 0x40_0000;
 const PAGE: u64 = 4096;
 const DEFLATE: u16 = 1;
+const REPORTING: u16 = THIRD;
 
 fn driver_with(ram: GuestRam) -> (FakeDriver, BalloonControl) {
     let balloon = Balloon::new(ram.clone()).unwrap();
@@ -238,4 +239,52 @@ fn random_chains_do_no_harm() {
         }
     }
     assert!(broken > 100, "{broken}");
+}
+
+#[test]
+fn figures_are_taken_and_asked_for_again() {
+    let ram = guest_ram(MEM_SIZE);
+    let balloon = Balloon::with_statistics(ram.clone(), 1).unwrap();
+    let control = balloon.control();
+    let mut driver = FakeDriver::with_mem(balloon, ram.clone());
+    driver.initialize(1 << PAGE_REPORTING | 1 << STATISTICS);
+    let send = |driver: &mut FakeDriver, figures: &[(u16, u64)]| {
+        let bytes: Vec<u8> = figures
+            .iter()
+            .flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat())
+            .collect();
+        driver.fill(LIST, &bytes);
+        driver.submit(THIRD, &[Buffer::readable(LIST, bytes.len() as u32)])
+    };
+    let head = send(&mut driver, &[(4, 400), (5, 500), (77, 1)]);
+    assert_eq!(driver.take_used(THIRD), None, "it is kept");
+    let statistics = control.statistics().unwrap();
+    assert_eq!(statistics.figures()[3..6], [None, Some(400), Some(500)]);
+    // One that is saved and restored still has the buffer.
+    let saved = driver.transport.save().unwrap();
+    driver.transport.process_host_event(TIMER, EventSet::IN);
+    assert_eq!(driver.take_used(THIRD), Some((head, 0)));
+    let again = send(&mut driver, &[(4, 401)]);
+    assert_eq!(statistics.figures()[4], Some(401));
+    // A second buffer is none that a driver has.
+    let second = send(&mut driver, &[(4, 402)]);
+    assert_eq!(driver.take_used(THIRD), Some((second, 0)));
+    assert_ne!(again, second);
+    let restored = FakeDriver::with_mem(Balloon::with_statistics(ram.clone(), 1).unwrap(), ram.clone());
+    restored.transport.restore(&saved).unwrap();
+    let without = FakeDriver::with_mem(Balloon::new(ram.clone()).unwrap(), ram);
+    assert!(without.transport.restore(&saved).is_err());
+    statistics.set_interval(60).unwrap();
+    assert_eq!(statistics.interval_s(), 60);
+}
+
+#[test]
+fn a_driver_without_figures_reports_where_it_did() {
+    let ram = guest_ram(MEM_SIZE);
+    let mut driver = FakeDriver::with_mem(Balloon::with_statistics(ram.clone(), 1).unwrap(), ram);
+    driver.initialize(1 << PAGE_REPORTING);
+    driver.fill(PAGES, &[7; 8 * PAGE as usize]);
+    driver.submit(REPORTING, &[Buffer::writable(PAGES, PAGE as u32)]);
+    assert!(driver.take_used(REPORTING).is_some());
+    assert!(!kept(&driver)[0]);
 }

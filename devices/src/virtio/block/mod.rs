@@ -16,6 +16,7 @@
 mod backend;
 mod config_space;
 mod mapped;
+mod medium;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ mod uring;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -162,7 +163,7 @@ impl Block {
             return Err(BlockError::SerialTooLong { serial: config.serial.clone() });
         };
         used.copy_from_slice(bytes);
-        let (file, size) = open_disk(config)?;
+        let (file, size) = open_disk(&config.path, config.read_only)?;
         Ok(Self {
             ring: None,
             ring_changed: false,
@@ -268,6 +269,10 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn change_medium(&mut self, path: &Path) -> Result<(), String> {
+        self.replace_medium(path)
+    }
+
     fn is_pollable(&self) -> bool {
         true
     }
@@ -324,23 +329,23 @@ impl VirtioDevice for Block {
 }
 
 /// Opens the file and finds its size in bytes.
-fn open_disk(config: &BlockConfig) -> Result<(File, u64), BlockError> {
-    let path = || config.path.clone();
-    let open_error = |source| BlockError::OpenDisk { path: path(), source };
+fn open_disk(path: &Path, read_only: bool) -> Result<(File, u64), BlockError> {
+    let owned = || path.to_owned();
+    let open_error = |source| BlockError::OpenDisk { path: owned(), source };
     // Without O_NONBLOCK a FIFO would block here; files and disks do not mind it.
     let mut file = OpenOptions::new()
         .read(true)
-        .write(!config.read_only)
+        .write(!read_only)
         .custom_flags(libc::O_NONBLOCK)
-        .open(&config.path)
+        .open(path)
         .map_err(open_error)?;
     let kind = file.metadata().map_err(open_error)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
-        return Err(BlockError::NotADisk { path: path() });
+        return Err(BlockError::NotADisk { path: owned() });
     }
     let size = file.seek(SeekFrom::End(0)).map_err(open_error)?;
     if !size.is_multiple_of(SECTOR_SIZE) {
-        return Err(BlockError::InvalidSize { path: path(), size });
+        return Err(BlockError::InvalidSize { path: owned(), size });
     }
     Ok((file, size))
 }

@@ -396,6 +396,32 @@ fn a_drive_restored_with_a_medium_says_so() {
 }
 
 #[test]
+fn another_medium_is_read_at_once_and_one_that_is_none_leaves_the_old_one() {
+    for engine in [BlockEngine::Sync, BlockEngine::IoUring] {
+        let mut rig = Rig::new();
+        let mut disk = open(&rig.dir, false);
+        disk.engine = engine;
+        rig.driver = FakeDriver::start(disk, FLUSH_FEATURE);
+        assert_eq!(rig.request(READ, 1, &[Buffer::writable(DATA, 512)]).0, 0);
+        assert_eq!(rig.driver.peek(DATA, 512), [1; 512]);
+        let other = rig.dir.path().join("other");
+        fs::write(&other, [0xab; 2 * 512]).unwrap();
+        let missing = rig.dir.path().join("missing");
+        let message = rig.driver.transport.change_medium(&missing).unwrap_err();
+        assert!(message.contains("No such file"), "{message}");
+        assert!(rig.driver.transport.change_medium(rig.dir.path()).is_err());
+        rig.driver.transport.change_medium(&other).unwrap();
+        let mut capacity = [0; 8];
+        rig.driver.transport.read(0x100, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), 2);
+        assert_eq!(rig.request(READ, 1, &[Buffer::writable(DATA, 512)]).0, 0);
+        assert_eq!(rig.driver.peek(DATA, 512), [0xab; 512]);
+        assert_ne!(rig.request(READ, 2, &[Buffer::writable(DATA, 512)]).0, 0);
+        assert_eq!(rig.disk(512, 512), [1; 512]);
+    }
+}
+
+#[test]
 fn a_drive_without_a_medium_reads_nothing() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("disk"), []).unwrap();

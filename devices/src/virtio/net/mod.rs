@@ -5,6 +5,7 @@
 //! the guest the TAP is not polled, so frames queue, and are dropped, in the kernel.
 
 pub mod counters;
+pub mod detour;
 mod features;
 mod header;
 mod rx;
@@ -116,6 +117,9 @@ impl<T: FrameIo> Net<T> {
         self.flushing = self.wire.flush();
         if active.tx_stop == TxStop::Budget {
             active.interrupt.reschedule(TX);
+        }
+        if self.wire.tap().has_frames() {
+            return self.receive();
         }
         self.update_polled();
         Ok(())

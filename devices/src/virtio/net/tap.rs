@@ -51,6 +51,11 @@ pub trait FrameIo: Send {
         true
     }
 
+    /// Whether frames wait that the descriptor does not tell of.
+    fn has_frames(&self) -> bool {
+        false
+    }
+
     /// Puts one frame behind its header into `vecs` and returns their length. What does not fit is lost.
     fn receive(&mut self, vecs: &mut IoVecs<'_>) -> io::Result<usize> {
         vecs.read_from(self.fd())

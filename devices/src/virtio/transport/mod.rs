@@ -18,6 +18,7 @@ mod saved;
 mod tests;
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -134,6 +135,17 @@ impl MmioTransport {
     /// Tells the device that one of its descriptors is ready. Does nothing while it is not active.
     pub fn process_host_event(&self, token: u32, events: EventSet) {
         self.process(|device| device.process_host_event(token, events));
+    }
+
+    /// Puts the file `path` in place of the device's medium and tells the driver that its configuration changed.
+    pub fn change_medium(&self, path: &Path) -> Result<(), String> {
+        let mut inner = self.lock();
+        inner.device.change_medium(path)?;
+        if inner.driver.is_active() {
+            self.activity_changed(&mut inner);
+            self.lines.notify_config();
+        }
+        Ok(())
     }
 
     /// All descriptors to poll from now on, if they may differ from the last answer; none while the

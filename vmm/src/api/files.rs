@@ -1,0 +1,43 @@
+//! Files that a client names.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+/// A regular file, or a block device, that opens for reading.
+pub fn check_readable(path: &Path) -> io::Result<()> {
+    // Without O_NONBLOCK a FIFO would make this wait.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file and no block device"))
+}
+
+/// Opens a file or FIFO for lines that nobody waits for: writes fail where they would block.
+pub fn open_sink(path: &Path) -> io::Result<File> {
+    // For reading too: a FIFO then opens without a reader, and stays open when one goes.
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifos_and_directories_are_no_disks_and_nothing_waits_for_them() {
+        let base = tempfile::tempdir().unwrap();
+        let fifo = base.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+        assert!(check_readable(&fifo).is_err());
+        assert!(check_readable(base.path()).is_err());
+        assert!(check_readable(&base.path().join("missing")).is_err());
+        assert!(open_sink(&fifo).is_ok());
+        let file = base.path().join("file");
+        open_sink(&file).unwrap();
+        check_readable(&file).unwrap();
+    }
+}
