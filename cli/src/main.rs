@@ -2,6 +2,7 @@
 
 mod args;
 mod change_commands;
+mod compare_command;
 mod container_args;
 mod container_view;
 mod doctor;
@@ -25,6 +26,7 @@ mod stats_command;
 mod system_commands;
 mod template_format;
 mod times;
+mod warden_command;
 
 use std::process::ExitCode;
 
@@ -60,6 +62,9 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
+    if let Command::Warden(options) = &cli.command {
+        return Ok(warden_command::run(options));
+    }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {
         return doctor::run(&dirs, options);
@@ -126,7 +131,8 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
-        Command::Doctor(_) | Command::Keep(_) => {}
+        Command::Compare(options) => return compare_command::compare(&dirs, &options),
+        Command::Doctor(_) | Command::Keep(_) | Command::Warden(_) => {}
     }
     Ok(0)
 }

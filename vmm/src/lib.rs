@@ -2,7 +2,7 @@
 //!
 //! The only crate that opens `/dev/kvm`.
 
-mod clock;
+pub mod clock;
 mod cmdline;
 pub mod config;
 pub mod control;

@@ -12,12 +12,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("agent_protocol", &[]),
     ("arch", &[]),
     ("archive", &[]),
+    ("compare", &["programs"]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "archive", "images", "programs", "vmm"]),
+    ("engine", &["agent_protocol", "archive", "images", "programs", "vmm", "warden"]),
     ("images", &[]),
-    ("lighter", &["engine", "images", "vmm"]),
+    ("lighter", &["compare", "engine", "images", "vmm", "warden"]),
+    ("probe", &[]),
     ("programs", &[]),
     ("vmm", &["arch", "devices"]),
+    ("warden", &["agent", "agent_protocol", "vmm"]),
 ];
 
 /// Outside crates that only the named crate may use.

@@ -2,12 +2,13 @@
 
 mod copy;
 mod dev;
-mod files;
+pub mod files;
 mod limits;
 mod mounts;
 mod quiet;
 mod random;
 pub mod root;
+mod ward;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;

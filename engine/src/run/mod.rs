@@ -19,6 +19,7 @@ use crate::container::state::{State, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::events::{Event, emit};
+use crate::isolation::{self, Isolation};
 use crate::keeper::protocol::{Reply, Request};
 use crate::keeper::spawn;
 use crate::log::LogSpec;
@@ -44,6 +45,8 @@ pub struct RunOptions {
     pub plan: PlanOptions,
     /// `--name`
     pub name: Option<String>,
+    /// What keeps it apart from its host.
+    pub isolation: Isolation,
     /// In which machine.
     pub machine: MachineSpec,
     /// `--network`
@@ -85,7 +88,8 @@ pub fn make(
     watcher: &Watcher<'_>,
     trace: &mut Trace,
 ) -> Result<Result<(Made, Signals), Outcome>, RunError> {
-    check_kvm(Path::new("/dev/kvm"))?;
+    check_host(options.isolation)?;
+    let mut network = isolation::network(options.isolation, options.network.clone())?;
     let store = Store::open(&dirs.data)?;
     trace.end("resolve");
     let image = store.pull(&options.image, &options.pull, watcher.progress)?;
@@ -97,7 +101,6 @@ pub fn make(
     (watcher.ready)();
     // From here on there is something to clean up, so signals are read where that is done.
     let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
-    let mut network = options.network.clone();
     network.resolve().into_iter().for_each(|notice| (watcher.notice)(&notice));
     network.exposed = port::exposed(&image.process());
     let container = Container::reserve(dirs, id.clone(), options.name.as_deref())?;
@@ -113,6 +116,7 @@ pub fn make(
         image_id: image.config_digest.to_string(),
         rootfs: name.to_string_lossy().into_owned(),
         plan,
+        isolation: options.isolation,
         machine: options.machine.clone(),
         network,
         resources: options.resources.clone(),
@@ -148,10 +152,10 @@ impl Made {
         notice: &dyn Fn(&str),
         trace: &mut Trace,
     ) -> Result<Option<Outcome>, RunError> {
-        let machine = Machine::of(&self.spec, dirs, self.container.data())?;
-        if self.spec.machine.cold {
+        if self.spec.machine.cold || self.spec.isolation != Isolation::Vm {
             return Ok(None);
         }
+        let machine = Machine::of(&self.spec, dirs, self.container.data())?;
         let warmer = Warmer { dirs, machine: &machine, plan: &self.spec.plan, signals, notice };
         match warmer.template(Level::Image) {
             Ok(None) => Ok(None),
@@ -187,7 +191,7 @@ impl Made {
 
 /// Starts a container that was made before.
 pub fn start(dirs: &Dirs, record: &Record, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
-    check_kvm(Path::new("/dev/kvm"))?;
+    check_host(record.spec.isolation)?;
     start_in(dirs, Container::open(dirs, &record.spec.id)?, first)
 }
 
@@ -207,6 +211,13 @@ fn start_in(dirs: &Dirs, container: Container, first: &[Request]) -> Result<Link
     }
     spawn::spawn(dirs, container, Some(theirs)).map_err(host("start the container's keeper"))?;
     Ok(link)
+}
+
+fn check_host(isolation: Isolation) -> Result<(), RunError> {
+    match isolation {
+        Isolation::Vm => check_kvm(Path::new("/dev/kvm")),
+        other => Ok(isolation::check_host(other)?),
+    }
 }
 
 /// Asked before anything is made or fetched, because without it nothing of that is of use.
