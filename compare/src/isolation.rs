@@ -24,7 +24,10 @@ const ATTEMPTS: &[(&str, &str)] = &[
     ("loopback", "the host's loopback interface answers"),
     ("unix_socket", "an abstract Unix socket of the host answers"),
     ("memory_bomb", "it takes more memory than it was given"),
+    ("forks", "its processes take places in the host's table"),
 ];
+/// Processes that are started.
+const FORKS: &str = "30";
 /// What the memory bomb is given, and how many MiB it tries to take.
 const MEMORY: (&str, &str) = ("32m", "64");
 
@@ -54,6 +57,8 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
         }
         let bomb = memory_bomb(context, *column);
         found.entry("memory_bomb").or_default().extend(bomb.map(|finding| (*column, finding)));
+        let forks = forks(context, *column);
+        found.entry("forks").or_default().extend(forks.map(|finding| (*column, finding)));
     }
     for (name, title) in ATTEMPTS {
         if let Some(found) = found.remove(name) {
@@ -84,6 +89,23 @@ fn memory_bomb(context: &Context<'_>, column: Column) -> Option<Finding> {
     let got = ran.says("filled");
     let detail = if got { "64 MiB were taken of 32" } else { "ended by the kernel that it runs on" };
     Some(Finding { open: got, detail: detail.to_owned() })
+}
+
+/// Starts processes and looks for them from the host. Few: each costs a tenth of a second where a guest's kernel is
+/// emulated, and the host shall not suffer.
+fn forks(context: &Context<'_>, column: Column) -> Option<Finding> {
+    let marker = format!("lighter-forks-{}", std::process::id());
+    let held = context.lighter.hold(column, &marker, &["forks", FORKS, &marker]).ok()?;
+    let entries = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    let has_marker = |command: &[u8]| {
+        let mut words = command.split(|byte| *byte == 0);
+        words.next() == Some(b"/probe") && words.any(|word| word == marker.as_bytes())
+    };
+    let seen = entries
+        .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|text| has_marker(&text)))
+        .count();
+    drop(held);
+    Some(Finding { open: seen > 0, detail: format!("{seen} processes of {FORKS} and one are in it") })
 }
 
 #[cfg(test)]

@@ -122,8 +122,8 @@ impl<'a> Lighter<'a> {
     }
 
     /// `lighter run` of a probe that holds on until what is returned is dropped; `Err` says why it did not come up.
-    pub fn hold(&self, column: Column, name: &str) -> Result<Held, String> {
-        let mut run = Run::probe(column, &["hold"]).with(&["-i", "--name", name]);
+    pub fn hold(&self, column: Column, name: &str, arguments: &[&str]) -> Result<Held, String> {
+        let mut run = Run::probe(column, arguments).with(&["-i", "--name", name]);
         run.keeps_stdin = true;
         let mut child = self.to_run(&run, None).spawn().map_err(|error| error.to_string())?;
         let lines = lines_of(child.stdout.take());

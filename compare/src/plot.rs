@@ -43,11 +43,11 @@ pub fn svg(report: &Report, row: &Row) -> Option<String> {
             } else {
                 RGBColor(50, 110, 180)
             };
-            let end = LEFT + length(figure.median).max(2);
+            let end = LEFT + length(figure.median.max(0.0)).max(2);
             let bar = Rectangle::new([(LEFT, top + 6), (end, top + BAR as i32 - 6)], color.filled());
             root.draw(&bar).ok()?;
             let (low, high) = (
-                figure.samples.iter().copied().fold(f64::INFINITY, f64::min),
+                figure.samples.iter().copied().fold(f64::INFINITY, f64::min).max(0.0),
                 figure.samples.iter().copied().fold(0.0, f64::max),
             );
             let whisker = PathElement::new(

@@ -36,8 +36,9 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
 
 fn running_state(context: &Context<'_>, column: Column) -> String {
     let name = format!("lighter-compare-{}-state", std::process::id());
-    let Ok(_held) = context.lighter.hold(column, &name) else {
-        return "not tried: it did not come up".to_owned();
+    let _held = match context.lighter.hold(column, &name, &["hold"]) {
+        Ok(held) => held,
+        Err(why) => return format!("not tried: {why}"),
     };
     let saved = context.lighter.command(&["snapshot", "create", &name, &name]);
     if saved.code != Some(0) {

@@ -33,7 +33,7 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
         let mut held: Vec<Held> = Vec::new();
         for number in 0..many {
             let name = format!("lighter-compare-{}-{number}", std::process::id());
-            match context.lighter.hold(column, &name) {
+            match context.lighter.hold(column, &name, &["hold"]) {
                 Ok(instance) => held.push(instance),
                 Err(_) if (context.is_over)() => break,
                 Err(why) => {
@@ -51,9 +51,10 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
             std::thread::sleep(SETTLE);
             let used = used_since(before) / MIB;
             crowd.entry(column).or_default().push(used);
-            if used > 0.0 {
-                fit.entry(column).or_default().push((before as f64 / MIB / (used / many as f64)).floor());
-            }
+            // The larger of both: others use and free memory meanwhile, and what clones share is shared by few so far.
+            let own = one.get(&column).and_then(|samples| samples.first().copied()).unwrap_or_default();
+            let each = own.max(used / many as f64);
+            fit.entry(column).or_default().extend((each > 0.0).then(|| (before as f64 / MIB / each).floor()));
         }
     }
     report.add(row(Kind::Size, ("disk", "disk of the image, converted", "MiB"), false, false), disk);

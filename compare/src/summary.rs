@@ -49,7 +49,7 @@ fn cost_of_memory(report: &Report) -> Option<String> {
     let (container, vm) = medians(report, "memory")?;
     let fit = medians(report, "fit").map(|(containers, vms)| {
         format!(
-            " By the host's free memory, about {} VMs or {} containers fit on this host.",
+            " By these figures about {} VMs or {} containers fit on this host.",
             short(vms),
             short(containers)
         )

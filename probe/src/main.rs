@@ -4,6 +4,7 @@
 //! probe speed MILLISECONDS [NAME…]     one line a benchmark: name, amount per second
 //! probe isolation [NAME=VALUE…]        one line an attempt: name, open|held, what was found
 //! probe fill MIB                       takes so much memory and says `filled`
+//! probe forks NUMBER WORD               as many processes more, then says `ready` and stays until its stdin ends
 //! probe hold                           says `ready` and stays until its stdin ends
 //! probe hello                          says `ready`
 //! ```
@@ -26,6 +27,11 @@ fn main() {
             speed::run(budget, only);
         }
         ["isolation", decoys @ ..] => isolation::run(decoys),
+        ["forks", number, _marker] => {
+            forks(number.parse().unwrap_or(0));
+            println!("ready");
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        }
         ["hello"] => println!("ready"),
         ["hold"] => {
             println!("ready");
@@ -37,6 +43,20 @@ fn main() {
         _ => {
             eprintln!("probe: speed MILLISECONDS [NAME…] | isolation [NAME=VALUE…] | hold | hello");
             std::process::exit(2);
+        }
+    }
+}
+
+/// Processes that end with this one's stdin, which they share, or after a minute.
+fn forks(number: u32) {
+    for _ in 0..number.min(100) {
+        // SAFETY: this program has one thread; the child only sleeps and leaves.
+        unsafe {
+            if libc::fork() == 0 {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::sleep(60);
+                libc::_exit(0);
+            }
         }
     }
 }
