@@ -17,7 +17,7 @@ struct Program {
     sources: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 2] = [
+const PROGRAMS: [Program; 3] = [
     Program {
         package: "agent",
         binary: "agent",
@@ -33,6 +33,13 @@ const PROGRAMS: [Program; 2] = [
         // At a random address: it is what a guest would attack.
         rustflags: "-C target-feature=+crt-static",
         sources: &["api_server", "arch", "devices", "vmm"],
+    },
+    Program {
+        package: "probe",
+        binary: "probe",
+        profile: "probe",
+        rustflags: "-C target-feature=+crt-static -C relocation-model=static",
+        sources: &["probe"],
     },
 ];
 

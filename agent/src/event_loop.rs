@@ -82,7 +82,7 @@ fn wait(
 }
 
 /// A descriptor that is readable when a child ended.
-fn child_signals() -> Result<OwnedFd, Failure> {
+pub fn child_signals() -> Result<OwnedFd, Failure> {
     // SAFETY: the set is a plain bit mask, filled by the calls below before it is used; this program has one
     // thread, whose mask is the process's.
     let fd = unsafe {
@@ -110,7 +110,8 @@ fn reap(children: &OwnedFd, sessions: &mut [Session], container: &mut Container)
     }
 }
 
-pub(crate) fn status_of(status: WaitStatus) -> agent_protocol::message::ExitStatus {
+/// How a child ended.
+pub fn status_of(status: WaitStatus) -> agent_protocol::message::ExitStatus {
     use agent_protocol::message::ExitStatus;
     match (status.exit_status(), status.terminating_signal()) {
         (_, Some(signal)) => ExitStatus::Signal(u8::try_from(signal).unwrap_or(u8::MAX)),

@@ -24,6 +24,7 @@ const SET: u16 = CHANGE | 0x400 | 0x100;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
+const IFLA_NET_NS_PID: u16 = 19;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// No address of its own making: those that it has come from the host.
@@ -76,6 +77,23 @@ fn interface_requests(index: u32, plan: &InterfacePlan) -> Vec<(Message, &'stati
         requests.push((default_route(index, gateway), "set the default route"));
     }
     requests
+}
+
+/// Moves `eth0` and so on, `count` of them, to the network namespace of process `pid`.
+pub fn give_away(count: usize, pid: u32) -> Result<(), Failure> {
+    let mut netlink = Netlink::open()?;
+    let mut requests = Vec::new();
+    for number in 0..count.min(MAX_INTERFACES) {
+        let mut message = Message::new(RTM_NEWLINK, CHANGE);
+        message
+            .bytes(&[0; 4])
+            .word(netlink.index(number).during(&format!("find eth{number}"))?)
+            .word(0)
+            .word(0);
+        message.attribute(IFLA_NET_NS_PID, &pid.to_ne_bytes());
+        requests.push((message, "move an interface to another network namespace"));
+    }
+    netlink.request(requests)
 }
 
 /// Takes the addresses of `plan` from its interfaces, and with them their routes.

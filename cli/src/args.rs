@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::change_commands::{CommitArgs, CopyArgs, DiffArgs, ExportArgs};
+use crate::compare_command::CompareArgs;
 use crate::container_args::{
     AttachArgs, ConsoleArgs, ContainersArgs, EventsArgs, ExecArgs, InspectContainerArgs, KillArgs, LogsArgs,
     PruneContainersArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, SystemdArgs,
@@ -20,6 +21,7 @@ use crate::share_command::ShareArgs;
 use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 use crate::stats_command::StatsArgs;
 use crate::volume_commands::VolumeCommand;
+use crate::warden_command::WardenArgs;
 
 /// Runs container images, each in a virtual machine of its own.
 #[derive(Parser)]
@@ -137,6 +139,11 @@ pub enum Command {
     /// Serve directories to a guest; not for people
     #[command(hide = true)]
     Share(ShareArgs),
+    /// What a VM costs over a container here, and what it buys, measured with an image of yours
+    Compare(CompareArgs),
+    /// Be the warden of a container that is no VM
+    #[command(hide = true)]
+    Warden(WardenArgs),
 }
 
 /// `lighter container ...`

@@ -2,6 +2,7 @@
 
 mod args;
 mod change_commands;
+mod compare_command;
 mod container_args;
 mod container_view;
 mod doctor;
@@ -27,6 +28,7 @@ mod system_commands;
 mod template_format;
 mod times;
 mod volume_commands;
+mod warden_command;
 
 use std::process::ExitCode;
 
@@ -62,9 +64,13 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
-    if let Command::Share(options) = &cli.command {
-        share_command::share(options)?;
-        return Ok(0);
+    match &cli.command {
+        Command::Share(options) => {
+            share_command::share(options)?;
+            return Ok(0);
+        }
+        Command::Warden(options) => return Ok(warden_command::run(options)),
+        _ => {}
     }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {
@@ -133,7 +139,8 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
-        Command::Doctor(_) | Command::Keep(_) | Command::Share(_) => {}
+        Command::Compare(options) => return compare_command::compare(&dirs, &options),
+        Command::Doctor(_) | Command::Keep(_) | Command::Share(_) | Command::Warden(_) => {}
     }
     Ok(0)
 }

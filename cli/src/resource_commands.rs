@@ -5,6 +5,7 @@ use clap::Args;
 use engine::container::record;
 use engine::dirs::Dirs;
 use engine::events::{Event, emit};
+use engine::isolation;
 use engine::plan::resources;
 use engine::resources::ResourceSpec;
 use engine::resources::live::{self, Shrunk};
@@ -55,6 +56,7 @@ pub fn update(dirs: &Dirs, args: &UpdateArgs) -> anyhow::Result<u8> {
         spec.resources = spec.resources.updated(&change);
         spec.lifetime.restart = restart.unwrap_or(spec.lifetime.restart);
         if record.is_running() {
+            isolation::vm_only(&spec, &record.name, "changing the limits of what runs")?;
             spec.machine.next_memory_mib = memory_mib.or(spec.machine.next_memory_mib);
             let mut limits = spec.resources.clone();
             if let Some(Shrunk::Partly(missing)) =

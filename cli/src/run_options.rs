@@ -15,6 +15,7 @@ use images::registry::RegistryOptions;
 use crate::args::RegistryArgs;
 use crate::lifecycle_commands::labels;
 use crate::lifetime_options::LifetimeArgs;
+use crate::options::isolation::IsolationKind;
 use crate::options::network::NetworkArgs;
 use crate::options::process::ProcessArgs;
 use crate::options::resources::ResourceArgs;
@@ -65,6 +66,9 @@ pub struct RunArgs {
     /// What it may take of its host.
     #[command(flatten)]
     pub resources: ResourceArgs,
+    /// What keeps it apart from its host
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub isolation: IsolationKind,
     /// Guest kernel, an ELF vmlinux or a bzImage [default: what `cargo xtask kernel` built]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -173,6 +177,7 @@ impl RunArgs {
         let vcpus = self.cpus.as_deref().map_or(Ok(1), resources::parse_cpus)?;
         let memory = self.memory.is_some().then(|| u64::from(resources::vm_memory_mib(memory_mib)) << 20);
         let limits = self.resources.spec(self.cpus.as_deref(), memory)?;
+        let confined = self.privileged || !self.cap_add.is_empty() || !self.cap_drop.is_empty();
         let plan = PlanOptions {
             entrypoint: self.entrypoint,
             command: command.to_vec(),
@@ -192,21 +197,24 @@ impl RunArgs {
             stop_signal: self.lifetime.stop_signal.clone(),
             limits: guest_limits(self.pids_limit, self.shm_size.as_deref())?,
         };
+        let machine = MachineSpec {
+            memory_mib,
+            vcpus,
+            kernel: self.kernel.map(absolute),
+            initrd: self.initrd.map(absolute),
+            kernel_args: self.kernel_arg,
+            cold: self.cold,
+            next_memory_mib: None,
+            memory_reclaim: self.memory_reclaim,
+        };
+        let isolation = self.isolation.isolation(&machine, &limits, confined)?;
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
             pull: self.registry.pull_options(policy)?,
             plan,
             name: self.name,
-            machine: MachineSpec {
-                memory_mib,
-                vcpus,
-                kernel: self.kernel.map(absolute),
-                initrd: self.initrd.map(absolute),
-                kernel_args: self.kernel_arg,
-                cold: self.cold,
-                next_memory_mib: None,
-                memory_reclaim: self.memory_reclaim,
-            },
+            isolation,
+            machine,
             network: self.network.spec()?,
             resources: limits,
             mounts: self.volumes.mounts()?,

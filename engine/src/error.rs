@@ -10,6 +10,7 @@ use images::rootfs::RootfsError;
 
 use crate::carried::CarriedError;
 use crate::container::ContainerError;
+use crate::isolation::IsolationError;
 use crate::kernel::KernelError;
 use crate::network::NetworkError;
 use crate::plan::PlanError;
@@ -30,6 +31,9 @@ pub enum RunError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// No such isolation here.
+    #[error(transparent)]
+    Isolation(#[from] IsolationError),
     /// The guest kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -12,6 +12,7 @@ use crate::container::Container;
 use crate::container::record::Record;
 use crate::dirs::Dirs;
 use crate::error::RunError;
+use crate::isolation::vm_only;
 use crate::network;
 use crate::process::VmProcess;
 use crate::process::events::Read;
@@ -36,6 +37,7 @@ impl Maintenance {
     /// Brings up the machine of `record`, which does not run.
     pub fn open(dirs: &Dirs, record: &Record, notice: &dyn Fn(&str)) -> Result<Self, RunError> {
         let host = |action| move |source| RunError::Host { action, source };
+        vm_only(&record.spec, &record.name, "reaching the files of what does not run")?;
         let container = Container::open(dirs, &record.spec.id)?;
         let signals = Signals::block().map_err(host("watch signals"))?;
         let machine = Machine::of(&record.spec, dirs, container.data())?;

@@ -24,6 +24,12 @@ pub const VMM: Program = Program {
     content: include_bytes!(concat!(env!("OUT_DIR"), "/lighter-vmm")),
 };
 
+/// What `lighter compare` runs inside: benchmarks, and attempts on the isolation.
+pub const PROBE: Program = Program {
+    id: include_str!(concat!(env!("OUT_DIR"), "/probe.id")),
+    content: include_bytes!(concat!(env!("OUT_DIR"), "/probe")),
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +46,11 @@ mod tests {
     fn the_vmm_is_a_small_static_program() {
         // Every page of it may be in the memory of each VM's process.
         assert_small_and_static(VMM, 2560 << 10);
+    }
+
+    #[test]
+    fn the_probe_is_a_small_static_program() {
+        assert_small_and_static(PROBE, 1280 << 10);
     }
 
     fn assert_small_and_static(program: Program, limit: usize) {

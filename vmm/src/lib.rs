@@ -3,7 +3,7 @@
 //! The only crate that opens `/dev/kvm`.
 
 pub mod api;
-mod clock;
+pub mod clock;
 mod cmdline;
 pub mod config;
 pub mod control;

@@ -13,13 +13,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api_server", &[]),
     ("arch", &[]),
     ("archive", &[]),
+    ("compare", &["programs"]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "archive", "images", "programs", "shares", "vmm"]),
+    ("engine", &["agent_protocol", "archive", "images", "programs", "shares", "vmm", "warden"]),
     ("images", &[]),
-    ("lighter", &["engine", "images", "vmm"]),
+    ("lighter", &["compare", "engine", "images", "vmm", "warden"]),
+    ("probe", &[]),
     ("programs", &[]),
     ("shares", &[]),
     ("vmm", &["api_server", "arch", "devices"]),
+    ("warden", &["agent", "agent_protocol", "vmm"]),
 ];
 
 /// Outside crates that only the named crate may use.

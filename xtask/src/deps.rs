@@ -47,6 +47,8 @@ pub const TEST: &[Dependency] = &[
     dep("ip", "iproute2"),
     dep("nft", "nftables"),
     dep("passt", "passt"),
+    dep("runc", "runc"),
+    dep("chromium", "chromium"),
     dep("setcap", "libcap2-bin"),
     dep("openssl", "openssl"),
 ];

@@ -63,7 +63,7 @@ const LINKS: &[(&str, &str)] = &[
 ];
 
 /// Mounts everything but `/proc`, which the main process mounts in its PID namespace. Called inside the
-/// container's root, with the default umask of 0.
+/// container's root.
 pub fn mount_all() -> Result<(), Failure> {
     directory("/proc", 0o555)?;
     for Mount { target, kind, flags, data } in MOUNTS {
@@ -72,10 +72,13 @@ pub fn mount_all() -> Result<(), Failure> {
         }
         mount_at(kind, target, kind, *flags, *data)?;
     }
+    // The kernel starts its init with a mask of 022, and these are for every user.
+    let mask = rustix::process::umask(Mode::empty());
     for (path, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
         mknodat(CWD, *path, FileType::CharacterDevice, mode, makedev(*major, *minor)).during(path)?;
     }
+    rustix::process::umask(mask);
     for (target, link) in LINKS {
         match symlinkat(*target, CWD, *link) {
             Ok(()) | Err(Errno::EXIST) => {}

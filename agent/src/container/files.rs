@@ -70,7 +70,8 @@ pub fn lay(overlays: Vec<Overlay>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn hosts(plan: &ContainerPlan) -> String {
+/// Text of `/etc/hosts`.
+pub fn hosts(plan: &ContainerPlan) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     let network = plan.network.as_ref();
     let own = network

@@ -2,13 +2,14 @@
 
 mod copy;
 mod dev;
-mod files;
+pub mod files;
 mod limits;
 mod mounts;
 mod quiet;
 mod random;
 pub mod root;
 mod shares;
+mod ward;
 
 use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;

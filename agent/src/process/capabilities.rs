@@ -51,6 +51,12 @@ const NAMES: &[&str] = &[
 
 const VERSION_3: u32 = 0x2008_0522;
 
+/// Names of those whose bit is set.
+pub fn names_of(bits: u64) -> Vec<String> {
+    let set = NAMES.iter().enumerate().filter(|(number, _)| bits & (1 << number) != 0);
+    set.map(|(_, name)| (*name).to_owned()).collect()
+}
+
 /// A set of capabilities, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Set(u64);

@@ -15,7 +15,9 @@ const MAX_FILE: u64 = 1 << 20;
 /// Who a process is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// User ID.
     pub uid: u32,
+    /// Primary group.
     pub gid: u32,
     /// Supplementary groups, the primary one first.
     pub groups: Vec<u32>,
@@ -36,7 +38,11 @@ fn read(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn identify(spec: &str, additional: &[String], passwd: &str, group: &str) -> Result<Identity, Failure> {
+/// Resolves `user[:group]` and additional groups with the text of the two files.
+///
+/// # Errors
+/// A name that they do not know.
+pub fn identify(spec: &str, additional: &[String], passwd: &str, group: &str) -> Result<Identity, Failure> {
     let (user, primary) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (spec, None),

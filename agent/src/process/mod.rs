@@ -1,11 +1,11 @@
 //! A process of the container: its pipes or terminal, its stdin on the way, its end.
 
-mod capabilities;
-mod identity;
+pub mod capabilities;
+pub mod identity;
 mod lookup;
 mod rlimits;
 mod spawn;
-mod stdio;
+pub mod stdio;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,7 +44,8 @@ struct Stream {
 }
 
 impl Process {
-    fn new(pid: Pid, stdio: stdio::Ours) -> Self {
+    /// The process `pid`, a child of ours, with our ends of its streams.
+    pub fn new(pid: Pid, stdio: stdio::Ours) -> Self {
         Process {
             pid,
             stdin: stdio.stdin,

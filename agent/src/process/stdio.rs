@@ -12,17 +12,25 @@ use crate::failure::{Context, Failure};
 
 /// The agent's ends, non-blocking.
 pub struct Ours {
+    /// To write to.
     pub stdin: Option<OwnedFd>,
+    /// To read from; a terminal's master.
     pub stdout: Option<OwnedFd>,
+    /// To read from; none with a terminal.
     pub stderr: Option<OwnedFd>,
+    /// They are a terminal.
     pub terminal: bool,
 }
 
 /// The process's ends.
 pub struct Theirs {
+    /// Descriptor 0.
     pub stdin: OwnedFd,
+    /// Descriptor 1.
     pub stdout: OwnedFd,
+    /// Descriptor 2.
     pub stderr: OwnedFd,
+    /// They are a terminal, to become the controlling one.
     pub terminal: bool,
 }
 
@@ -65,10 +73,16 @@ fn terminal(size: TerminalSize) -> Result<(Ours, Theirs), Failure> {
         rustix::fs::openat(CWD, &name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
             .during("open the terminal")?;
     set_size(&master, size);
-    rustix::io::ioctl_fionbio(&master, true).during("make the terminal non-blocking")?;
     let copy = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, 3).during("copy the terminal");
-    let ours = Ours { stdin: Some(copy(&master)?), stdout: Some(master), stderr: None, terminal: true };
+    let ours = of_terminal(master)?;
     Ok((ours, Theirs { stdin: copy(&slave)?, stdout: copy(&slave)?, stderr: slave, terminal: true }))
+}
+
+/// Our ends of a terminal, of which this is the master.
+pub fn of_terminal(master: OwnedFd) -> Result<Ours, Failure> {
+    rustix::io::ioctl_fionbio(&master, true).during("make the terminal non-blocking")?;
+    let stdin = fcntl_dupfd_cloexec(&master, 3).during("copy the terminal")?;
+    Ok(Ours { stdin: Some(stdin), stdout: Some(master), stderr: None, terminal: true })
 }
 
 /// Tells the terminal its size; the kernel sends SIGWINCH.

@@ -14,11 +14,13 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::clock;
-use crate::container::Container;
 use crate::failure::Failure;
 use crate::process::Process;
-use crate::{tools, usage};
+use crate::{clock, tools};
+
+mod ward;
+
+pub use ward::Ward;
 
 /// Bytes that may wait for the host before the process's output is left where it is.
 const OUT_HIGH_WATER: usize = 256 << 10;
@@ -74,7 +76,7 @@ impl Session {
     }
 
     /// Does what is ready.
-    pub fn serve(&mut self, ready: Interest<PollFlags>, container: &mut Container) {
+    pub fn serve(&mut self, ready: Interest<PollFlags>, container: &mut impl Ward) {
         if !ready.stream.is_empty() {
             self.receive(container);
         }
@@ -106,7 +108,7 @@ impl Session {
         self.closed && self.process.is_none()
     }
 
-    fn receive(&mut self, container: &mut Container) {
+    fn receive(&mut self, container: &mut impl Ward) {
         let mut buffer = [0u8; 16 << 10];
         match rustix::io::read(&self.stream, &mut buffer[..]) {
             Ok(0) => self.close(),
@@ -119,7 +121,7 @@ impl Session {
         }
     }
 
-    fn execute_all(&mut self, container: &mut Container) {
+    fn execute_all(&mut self, container: &mut impl Ward) {
         loop {
             match self.decoder.next_message::<HostMessage>() {
                 Ok(Some(message)) => self.execute(message, container),
@@ -133,7 +135,7 @@ impl Session {
         }
     }
 
-    fn execute(&mut self, message: HostMessage, container: &mut Container) {
+    fn execute(&mut self, message: HostMessage, container: &mut impl Ward) {
         match message {
             HostMessage::Prepare(root) => match container.prepare(&root) {
                 Ok(()) => {
@@ -144,7 +146,7 @@ impl Session {
                 Err(failure) => self.fail(failure),
             },
             HostMessage::Start(plan) => {
-                let started = container.enter(&plan).and_then(|()| container.start_main(&plan));
+                let started = container.start(&plan);
                 self.started(started);
                 if self.process.is_none() {
                     container.main_ended();
@@ -158,7 +160,7 @@ impl Session {
                 let adopted = container.adopt(&plan);
                 self.started(adopted);
             }
-            HostMessage::Usage => match usage::read() {
+            HostMessage::Usage => match container.usage() {
                 Ok(usage) => self.send(&AgentMessage::Usage(usage)),
                 Err(failure) => self.fail(failure),
             },
@@ -180,7 +182,7 @@ impl Session {
     }
 
     /// Gives the connection to a tool in a process of its own.
-    fn hand_over(&mut self, plan: ToolPlan, on_disk: bool, container: &mut Container) {
+    fn hand_over(&mut self, plan: ToolPlan, on_disk: bool, container: &mut impl Ward) {
         let started = match self.process {
             None => container.place_for_tools().and_then(|place| {
                 let decoder = std::mem::take(&mut self.decoder);
@@ -212,7 +214,7 @@ impl Session {
     }
 
     /// Lets go of the main process. Everything that was read from it goes out before `Held`.
-    fn hold(&mut self, container: &mut Container) {
+    fn hold(&mut self, container: &mut impl Ward) {
         match self.process.take_if(|process| container.is_main(process.pid())) {
             Some(process) => {
                 container.hold(process);
@@ -256,7 +258,7 @@ impl Session {
     }
 
     /// Says `Exited` once the process is gone and all its output was read.
-    fn report_end(&mut self, container: &mut Container) {
+    fn report_end(&mut self, container: &mut impl Ward) {
         let Some(process) = &self.process else { return };
         let Some(status) = process.status().filter(|_| process.output_is_drained()) else { return };
         if container.is_main(process.pid()) {

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, Timespec, poll};
 use rustix::process::{WaitOptions, waitpid};
 
 use super::*;
+use crate::container::Container;
 
 /// The host's end, served on a thread of its own so that both directions can block.
 struct Host {

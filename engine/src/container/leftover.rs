@@ -47,7 +47,7 @@ fn start_time(pid: u32) -> Option<u64> {
 
 fn is_vmm(pid: u32) -> bool {
     let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    cmdline.split(|byte| *byte == 0).nth(1) == Some(b"vmm")
+    matches!(cmdline.split(|byte| *byte == 0).nth(1), Some(b"vmm" | b"warden"))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::container::id::ContainerId;
+use crate::isolation::Isolation;
 use crate::log::LogSpec;
 use crate::network::NetworkSpec;
 use crate::plan::Plan;
@@ -32,6 +33,9 @@ pub struct ContainerSpec {
     pub rootfs: String,
     /// What runs.
     pub plan: Plan,
+    /// What keeps it apart from its host.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// In which machine.
     pub machine: MachineSpec,
     /// Its network.
@@ -174,6 +178,7 @@ pub(crate) mod tests {
             image_id: "sha256:0".into(),
             rootfs: "x.erofs".into(),
             plan: Plan::new(&options, "example", &Default::default(), "id").unwrap(),
+            isolation: Isolation::Vm,
             machine: MachineSpec {
                 memory_mib: 64,
                 vcpus: 1,

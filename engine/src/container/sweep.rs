@@ -22,7 +22,11 @@ pub fn sweep(dirs: &Dirs) -> Result<usize, ContainerError> {
     each(&Table::run(dirs), |path| {
         let Ok(Some(_lock)) = Lock::try_acquire(&path.join("lock")) else { return };
         leftover::kill(&path.join("vmm.pid"));
-        path.file_name().and_then(|id| id.to_str()).into_iter().for_each(cgroup::sweep);
+        if let Some(id) = path.file_name().and_then(|id| id.to_str()) {
+            // Of a warden, which may have left processes too, then of a VMM.
+            warden::cgroup::sweep(id);
+            cgroup::sweep(id);
+        }
         if std::fs::remove_dir_all(path).is_ok() {
             found += 1;
         }

@@ -19,6 +19,7 @@ mod messages;
 pub mod protocol;
 pub mod spawn;
 mod waiting;
+mod warded;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 use agent_protocol::HOST_PORT;
 use agent_protocol::message::{ContainerPlan, TerminalSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm::config::RestoreConfig;
+use vmm::config::{RestoreConfig, VmConfig};
 
 use crate::container::Container;
 use crate::container::id::ContainerId;
@@ -41,6 +42,7 @@ use crate::container::state::{Health, State, Status, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::events::{Event, emit};
+use crate::isolation::Isolation;
 use crate::log::writer::Writer;
 use crate::network::{self, Attachment, Networks};
 use crate::process::VmProcess;
@@ -172,6 +174,9 @@ impl Keeper<'_> {
 
     /// One start and run. A template that the VMM refuses is made anew, once.
     fn live(&mut self) -> Result<Outcome, RunError> {
+        if self.spec.isolation != Isolation::Vm {
+            return self.live_warded();
+        }
         let copy = Resumption::claim(self.container.data());
         self.renew(copy.is_none())?;
         let mut machine = Machine::of(&self.spec, self.dirs, self.container.data())?;
@@ -265,6 +270,18 @@ impl Keeper<'_> {
             cgroup.iter().try_for_each(|cgroup| cgroup.add(process))?;
         }
         files.iter_mut().for_each(FileServer::handed_over);
+        self.live_with(vm, (&config, agent), &attachment, copy.is_some())
+    }
+
+    /// A run in what was just started, to its end.
+    fn live_with(
+        &mut self,
+        vm: VmProcess,
+        (config, agent): (&VmConfig, Agent),
+        attachment: &Attachment,
+        adopts: bool,
+    ) -> Result<Outcome, RunError> {
+        let vsock = self.container.vsock();
         let mounts = volumes::spec::plan(&self.spec.mounts);
         self.state.vmm = Some(vm.id());
         let network = attachment.plan();
@@ -281,16 +298,16 @@ impl Keeper<'_> {
         state.health = checker.as_ref().map(|_| Health::Starting);
         let mut changed = |change| note(state, container, self.dirs, (id, &self.name), change);
         let setup = Setup {
-            config: &config,
+            config,
             agent,
             plan: &make_plan,
             stop_signal: self.spec.plan.stop_signal,
             stop_timeout: lifetime.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
-            orderly: !lifetime.remove && self.spec.plan.writable(),
+            orderly: (!lifetime.remove && self.spec.plan.writable()) || self.spec.isolation != Isolation::Vm,
             console: self.container.console_log(),
             signals: &self.signals,
             hub: &mut self.hub,
-            adopts: copy.is_some(),
+            adopts,
             trace: &mut self.trace,
             changed: &mut changed,
             ttl: lifetime.ttl.and_then(rented),
@@ -360,7 +377,11 @@ impl Keeper<'_> {
             hostname: self.spec.plan.hostname(),
             spec: &self.spec.network,
         };
-        let mut attachment = Networks::here(self.dirs)?.attach(&request)?;
+        let networks = Networks::here(self.dirs)?;
+        let mut attachment = match self.spec.isolation {
+            Isolation::Container => networks.attach_namespace(&request)?,
+            Isolation::Process | Isolation::Vm => networks.attach(&request)?,
+        };
         let (dirs, id, name) = (self.dirs.clone(), self.spec.id.clone(), self.name.clone());
         let told = move |denial: network::services::Denial| {
             let event = Event::new("container", "egress-denied", id.as_str(), &name)

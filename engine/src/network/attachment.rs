@@ -1,7 +1,7 @@
 //! A running container's place in its networks, given back when it is dropped.
 
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agent_protocol::message::{InterfacePlan, NetworkPlan};
@@ -14,7 +14,8 @@ use super::port::{MAX_PUBLISHED, Publish, Published, Transport};
 use super::services::{Denial, Services, Settings as ServiceSettings, Target, denials};
 use super::spec::{Endpoint, MAX_NETWORKS, Mac, NetworkMode, NetworkSpec};
 use super::user::Passt;
-use super::{MTU, NetworkError, Networks, host, permission, resolver, tap_name};
+use super::veth::Namespace;
+use super::{MTU, NetworkError, Networks, host, links, permission, resolver, tap, tap_name};
 use crate::container::id::ContainerId;
 
 /// Port of name servers: a container that has one itself gets none of lighter's.
@@ -57,6 +58,8 @@ pub struct Attachment {
     services: Option<Services>,
     dns: super::spec::DnsSpec,
     passt: Option<Passt>,
+    /// Where the guest's ends of its interfaces are, if it is no VM.
+    namespace: Option<Namespace>,
 }
 
 /// A place in one bridge.
@@ -71,6 +74,19 @@ impl Networks {
     /// Puts the container into its networks. Published ports are its own from here on; they are served, as its
     /// questions for names are, after [`Attachment::serve`].
     pub fn attach(&self, request: &Request<'_>) -> Result<Attachment, NetworkError> {
+        self.attach_to(request, None)
+    }
+
+    /// The same for a container that is no VM: its interfaces are in [`Attachment::namespace`].
+    pub fn attach_namespace(&self, request: &Request<'_>) -> Result<Attachment, NetworkError> {
+        self.attach_to(request, Some(Namespace::new().map_err(host("make a network namespace"))?))
+    }
+
+    fn attach_to(
+        &self,
+        request: &Request<'_>,
+        namespace: Option<Namespace>,
+    ) -> Result<Attachment, NetworkError> {
         let spec = request.spec;
         let mut attachment = Attachment {
             networks: self.clone(),
@@ -83,6 +99,7 @@ impl Networks {
             services: None,
             dns: spec.dns.clone(),
             passt: None,
+            namespace,
         };
         match &spec.mode {
             NetworkMode::Auto | NetworkMode::None => {}
@@ -97,6 +114,11 @@ impl Attachment {
     /// The machine's interfaces, `eth0` first, for it to inherit.
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces
+    }
+
+    /// The network namespace with the interfaces of a container that is no VM.
+    pub fn namespace(&self) -> Option<BorrowedFd<'_>> {
+        self.namespace.as_ref().map(|namespace| namespace.0.as_fd())
     }
 
     /// What the guest must know.
@@ -117,7 +139,7 @@ impl Attachment {
     /// Serves published ports and names from now on, and tells of every packet that `--egress-allow` denied. `vsock` is
     /// the path of the machine's vsock device; call it before the machine is started.
     pub fn serve(&mut self, vsock: &Path, on_denied: Box<dyn Fn(Denial) + Send>) -> Result<(), NetworkError> {
-        if self.interfaces.is_empty() {
+        if self.plan.interfaces.is_empty() {
             return Ok(());
         }
         let settings = ServiceSettings {
@@ -164,7 +186,8 @@ impl Attachment {
                 return Err(error);
             }
         }
-        self.plan.resolver = !serves_names(request);
+        // There is no agent that could ask where there is no VM.
+        self.plan.resolver = self.namespace.is_none() && !serves_names(request);
         self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
         self.name_the_gateway();
         Ok(())
@@ -208,10 +231,15 @@ impl Attachment {
             mtu: MTU,
         });
         let Mac(mac) = guest.mac;
-        let tap = bridge.plug_in(&guest, &lease);
+        let tap = match &self.namespace {
+            None => bridge.plug_in(&guest, &lease, tap::create).map(Some),
+            Some(namespace) => {
+                bridge.plug_in(&guest, &lease, |name| namespace.pair(name, index)).map(|()| None)
+            }
+        };
         // Also where it failed half-way: leaving removes what is there.
         self.places.push(Place { bridge, guest, lease: Some(lease) });
-        self.interfaces.push(Interface::tap(tap?, mac));
+        self.interfaces.extend(tap?.map(|tap| Interface::tap(tap, mac)));
         Ok(())
     }
 
@@ -255,7 +283,11 @@ impl Attachment {
     /// The lock is held.
     fn leave(&mut self) {
         self.interfaces.clear();
-        for place in &mut self.places {
+        for place in self.places.iter_mut() {
+            if self.namespace.is_some() {
+                // Gone with the namespace anyway, but maybe a moment too late.
+                let _ = links::remove(&place.guest.tap);
+            }
             if let Some(lease) = place.lease.take() {
                 place.bridge.leave(lease);
             }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +13,7 @@ use super::guest::Guest;
 use super::rules::Rules;
 use super::spec::{Endpoint, Mac};
 use super::subnet::{Subnet, Subnet6};
-use super::{NetworkError, host, links, nft, tap};
+use super::{NetworkError, host, links, nft};
 use crate::lock::Lock;
 
 /// What a network is made with.
@@ -150,14 +149,19 @@ impl Bridge {
         Ok(lock.map(|lock| Lease { path, _lock: lock, number, ipv4 }))
     }
 
-    /// Lets `guest` in and gives its interface.
-    pub fn plug_in(&self, guest: &Guest, lease: &Lease) -> Result<OwnedFd, NetworkError> {
+    /// Lets `guest` in through the interface that `make` makes under a name, and gives what that gives.
+    pub fn plug_in<T>(
+        &self,
+        guest: &Guest,
+        lease: &Lease,
+        make: impl FnOnce(&str) -> io::Result<T>,
+    ) -> Result<T, NetworkError> {
         let Guest { tap, .. } = guest;
         guest.write(&lease.path).map_err(host(format!("write {}", lease.path.display())))?;
         let script = self.rules().add(guest);
         let running = nft::start(&script);
         // The interface comes into the network only when its rules are there.
-        let made = tap::create(tap).map_err(host(format!("make the TAP interface {tap}")));
+        let made = make(tap).map_err(host(format!("make the interface {tap}")));
         if let Err(first) = running.and_then(nft::Running::finish) {
             // Something that a crash left is in the way: without it, then.
             self.renew().map_err(|_| {

@@ -51,7 +51,7 @@ pub fn remove(name: &str) -> io::Result<()> {
 }
 
 /// Runs `work` on a runtime of its own, which is gone afterwards: nothing else in lighter is asynchronous.
-fn with_netlink<W, F>(work: W) -> io::Result<()>
+pub(super) fn with_netlink<W, F>(work: W) -> io::Result<()>
 where
     W: FnOnce(Handle) -> F,
     F: Future<Output = Result<(), rtnetlink::Error>>,

@@ -30,6 +30,7 @@ pub mod spec;
 pub mod subnet;
 mod tap;
 mod user;
+mod veth;
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;

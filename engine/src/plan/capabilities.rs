@@ -18,6 +18,11 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
+/// How many there are.
+pub fn count() -> usize {
+    ALL.len()
+}
+
 /// All of Linux 6.12, by number.
 const ALL: [&str; 41] = [
     "CHOWN",

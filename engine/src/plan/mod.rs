@@ -180,6 +180,11 @@ impl Plan {
         }
     }
 
+    /// It keeps every capability that there is.
+    pub fn is_privileged(&self) -> bool {
+        self.process.capabilities.len() == capabilities::count()
+    }
+
     /// The main process.
     pub fn process(&self) -> &ProcessPlan {
         &self.process

@@ -15,7 +15,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde::Serialize;
 use vmm::config::VmConfig;
+use warden::WardenConfig;
 
 use crate::network::Interface;
 use events::Events;
@@ -64,18 +66,37 @@ impl VmProcess {
         shares: Option<BorrowedFd<'_>>,
         log: &Path,
     ) -> Result<Self, ProcessError> {
+        let fds: Vec<_> = interfaces.iter().map(|interface| interface.fd.as_fd()).chain(shares).collect();
+        Self::spawn_verb((program, "vmm"), config, &fds, log)
+    }
+
+    /// Starts a warden with `config`, which names `namespace`; to be watched and ended like a VMM.
+    pub fn spawn_warden(
+        config: &WardenConfig,
+        namespace: Option<BorrowedFd<'_>>,
+        log: &Path,
+    ) -> Result<Self, ProcessError> {
+        let fds: Vec<_> = namespace.into_iter().collect();
+        Self::spawn_verb((Path::new("/proc/self/exe"), warden::VERB), config, &fds, log)
+    }
+
+    fn spawn_verb(
+        (program, verb): (&Path, &str),
+        config: &impl Serialize,
+        fds: &[BorrowedFd<'_>],
+        log: &Path,
+    ) -> Result<Self, ProcessError> {
         let prepare = |action| move |source: io::Error| ProcessError::Prepare { action, source };
         let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
         let config_fd = json_file("lighter-vm-config", config).map_err(prepare("write its configuration"))?;
         let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
         keep_private();
-        let interfaces = interfaces.iter().map(|interface| interface.fd.as_fd());
-        for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(interfaces).chain(shares) {
+        for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(fds.iter().copied()) {
             inherit(fd).map_err(prepare("let it inherit a descriptor"))?;
         }
         let log_file = File::create(log).map_err(prepare("make its log"))?;
         let child = Command::new(program)
-            .arg("vmm")
+            .arg(verb)
             .args(["--config-fd", &config_fd.as_raw_fd().to_string()])
             .args(["--event-fd", &events_child.as_raw_fd().to_string()])
             .args(["--parent", &std::process::id().to_string()])

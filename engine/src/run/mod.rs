@@ -19,6 +19,7 @@ use crate::container::state::{State, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::events::{Event, emit};
+use crate::isolation::{self, Isolation};
 use crate::keeper::protocol::{Reply, Request};
 use crate::keeper::spawn;
 use crate::log::LogSpec;
@@ -30,7 +31,7 @@ use crate::session::link::Link;
 use crate::session::signals::Signals;
 use crate::template::MakeError;
 use crate::trace::Trace;
-use crate::volumes::{self, MountSpec, VolumeStore};
+use crate::volumes::{MountSpec, VolumeStore};
 use machine::Machine;
 use warm::{Level, Warmer};
 
@@ -45,6 +46,8 @@ pub struct RunOptions {
     pub plan: PlanOptions,
     /// `--name`
     pub name: Option<String>,
+    /// What keeps it apart from its host.
+    pub isolation: Isolation,
     /// In which machine.
     pub machine: MachineSpec,
     /// `--network`
@@ -88,7 +91,8 @@ pub fn make(
     watcher: &Watcher<'_>,
     trace: &mut Trace,
 ) -> Result<Result<(Made, Signals), Outcome>, RunError> {
-    check_kvm(Path::new("/dev/kvm"))?;
+    check_host(options.isolation)?;
+    let mut network = isolation::network(options.isolation, options.network.clone())?;
     let store = Store::open(&dirs.data)?;
     trace.end("resolve");
     let image = store.pull(&options.image, &options.pull, watcher.progress)?;
@@ -100,7 +104,6 @@ pub fn make(
     (watcher.ready)();
     // From here on there is something to clean up, so signals are read where that is done.
     let signals = Signals::block().map_err(|source| RunError::Host { action: "watch signals", source })?;
-    let mut network = options.network.clone();
     network.resolve().into_iter().for_each(|notice| (watcher.notice)(&notice));
     network.exposed = port::exposed(&image.process());
     let container = Container::reserve(dirs, id.clone(), options.name.as_deref())?;
@@ -116,10 +119,11 @@ pub fn make(
         image_id: image.config_digest.to_string(),
         rootfs: name.to_string_lossy().into_owned(),
         plan,
+        isolation: options.isolation,
         machine: options.machine.clone(),
         network,
         resources: options.resources.clone(),
-        mounts: volumes::resolve(options.mounts.clone(), &volumes::of_image(&image.process()))?,
+        mounts: isolation::mounts(options.isolation, &options.mounts, &image.process())?,
         lifetime: options.lifetime.clone(),
         health: options.health.clone(),
         labels: options.labels.clone(),
@@ -153,10 +157,10 @@ impl Made {
         notice: &dyn Fn(&str),
         trace: &mut Trace,
     ) -> Result<Option<Outcome>, RunError> {
-        let machine = Machine::of(&self.spec, dirs, self.container.data())?;
-        if self.spec.machine.cold {
+        if self.spec.machine.cold || self.spec.isolation != Isolation::Vm {
             return Ok(None);
         }
+        let machine = Machine::of(&self.spec, dirs, self.container.data())?;
         let warmer = Warmer { dirs, machine: &machine, plan: &self.spec.plan, signals, notice };
         match warmer.template(Level::Image) {
             Ok(None) => Ok(None),
@@ -192,7 +196,7 @@ impl Made {
 
 /// Starts a container that was made before.
 pub fn start(dirs: &Dirs, record: &Record, first: &[Request]) -> Result<Link<Request, Reply>, RunError> {
-    check_kvm(Path::new("/dev/kvm"))?;
+    check_host(record.spec.isolation)?;
     start_in(dirs, Container::open(dirs, &record.spec.id)?, first)
 }
 
@@ -212,6 +216,13 @@ fn start_in(dirs: &Dirs, container: Container, first: &[Request]) -> Result<Link
     }
     spawn::spawn(dirs, container, Some(theirs)).map_err(host("start the container's keeper"))?;
     Ok(link)
+}
+
+fn check_host(isolation: Isolation) -> Result<(), RunError> {
+    match isolation {
+        Isolation::Vm => check_kvm(Path::new("/dev/kvm")),
+        other => Ok(isolation::check_host(other)?),
+    }
 }
 
 /// Asked before anything is made or fetched, because without it nothing of that is of use.

@@ -30,6 +30,9 @@ use crate::keeper::client::AskError;
 /// Why a snapshot could not be made, found or used.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
+    /// There is no machine to save.
+    #[error(transparent)]
+    Isolation(#[from] crate::isolation::IsolationError),
     /// The name is not one.
     #[error(
         "{0:?} is no name for a snapshot: use 2 to 128 letters, digits, '_', '.' and '-', the first one a letter or \

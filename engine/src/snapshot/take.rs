@@ -8,6 +8,7 @@ use super::store::Draft;
 use super::{DISK, MACHINE, Manifest, ROOTFS, SCHEMA, SnapshotError, file, link};
 use crate::container::record::{Record, write_json};
 use crate::container::state::now_ns;
+use crate::isolation::vm_only;
 use crate::keeper::client;
 use crate::keeper::protocol::Request;
 use crate::run::machine::AGENT_DISK;
@@ -29,6 +30,7 @@ pub struct Taken {
 /// Saves the running container `record` to `draft`. It goes on, whatever happens here: its keeper lets it go when
 /// this process ends.
 pub fn take(record: &Record, draft: &Draft) -> Result<Taken, SnapshotError> {
+    vm_only(&record.spec, &record.name, "a snapshot")?;
     if record.spec.mounts.iter().any(MountSpec::is_share) {
         return Err(SnapshotError::Shares(record.name.clone()));
     }

@@ -12,6 +12,7 @@ pub use guest::GuestUsage;
 pub use memory::HostMemory;
 
 use crate::container::record::Record;
+use crate::isolation::Isolation;
 
 /// Figures of a running container at one moment; counters count from its start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,16 +48,24 @@ pub struct Counters {
 pub fn read(record: &Record) -> Option<Stats> {
     let vmm = record.state.vmm?;
     let proc = Path::new("/proc").join(vmm.to_string());
-    let host = memory::of(&proc, record).ok()?;
+    let id = record.spec.id.as_str();
+    let mut host = memory::of(&proc, record).ok()?;
+    let mut cpu_ns = cpu_ns(&proc).ok()?;
+    if record.spec.isolation != Isolation::Vm {
+        // Its processes are the host's, and counted by cgroups.
+        let memory = warden::cgroup::memory(id).unwrap_or_default();
+        host = HostMemory { guest_pss: memory, guest_private: memory, disk_cache: None, ..host };
+        cpu_ns = warden::cgroup::cpu_ns(id).unwrap_or(cpu_ns);
+    }
     Some(Stats {
-        id: record.spec.id.as_str().to_owned(),
+        id: id.to_owned(),
         name: record.name.clone(),
         time_ns: crate::trace::monotonic_ns(),
-        cpu_ns: cpu_ns(&proc).ok()?,
+        cpu_ns,
         guest: guest::usage(record),
         host,
         block: block(&proc).unwrap_or_default(),
-        net: net(record.spec.id.as_str()),
+        net: net(id),
     })
 }
 

@@ -1,0 +1,122 @@
+//! What can be seen and touched from inside, by trying.
+
+use std::collections::BTreeMap;
+
+use crate::decoy::Decoys;
+use crate::lighter::Run;
+use crate::report::{Attempt, Finding, Report};
+use crate::{Column, Context};
+
+/// Name in the probe, and title.
+const ATTEMPTS: &[(&str, &str)] = &[
+    ("kernel", "the host's kernel is the one that runs it"),
+    ("processes", "a process of the host is to be seen"),
+    ("kernel_log", "the host's kernel log can be read"),
+    ("leaks", "/proc and /sys tell of the host"),
+    ("system_calls", "system calls reach the host's kernel"),
+    ("device_nodes", "a device node can be made and opened"),
+    ("clock", "the host's clock may be set"),
+    ("modules", "the host's kernel would load a module"),
+    ("mount", "the host's kernel mounts a file system"),
+    ("trace", "a process of the host can be traced"),
+    ("raw_sockets", "a raw packet socket can be had"),
+    ("files", "a file of the host can be read"),
+    ("loopback", "the host's loopback interface answers"),
+    ("unix_socket", "an abstract Unix socket of the host answers"),
+    ("memory_bomb", "it takes more memory than it was given"),
+    ("forks", "its processes take places in the host's table"),
+];
+/// Processes that are started.
+const FORKS: &str = "30";
+/// What the memory bomb is given, and how many MiB it tries to take.
+const MEMORY: (&str, &str) = ("32m", "64");
+
+/// Tries everything once in each column.
+pub fn measure(context: &Context<'_>, report: &mut Report) {
+    let decoys = match Decoys::make() {
+        Ok(decoys) => decoys,
+        Err(error) => return report.notes.push(format!("isolation: the decoys cannot be made: {error}")),
+    };
+    let mut arguments = vec!["isolation".to_owned()];
+    arguments.extend(decoys.arguments());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut found: BTreeMap<&str, BTreeMap<Column, Finding>> = BTreeMap::new();
+    for column in context.columns.iter().filter(|column| **column != Column::VmCold) {
+        if (context.is_over)() {
+            break;
+        }
+        (context.progress)(&format!("isolation: {}", column.title()));
+        let ran = context.lighter.run(&Run::probe(*column, &arguments));
+        if ran.code != Some(0) && !(context.is_over)() {
+            report.notes.push(format!("attempts as {}: {}", column.title(), ran.why()));
+        }
+        for (name, finding) in ran.stdout.lines().filter_map(finding) {
+            if let Some((name, _)) = ATTEMPTS.iter().find(|(known, _)| *known == name) {
+                found.entry(name).or_default().insert(*column, finding);
+            }
+        }
+        let bomb = memory_bomb(context, *column);
+        found.entry("memory_bomb").or_default().extend(bomb.map(|finding| (*column, finding)));
+        let forks = forks(context, *column);
+        found.entry("forks").or_default().extend(forks.map(|finding| (*column, finding)));
+    }
+    for (name, title) in ATTEMPTS {
+        if let Some(found) = found.remove(name) {
+            report.attempts.push(Attempt { id: (*name).to_owned(), title: (*title).to_owned(), found });
+        }
+    }
+}
+
+/// `NAME open|held DETAIL`
+fn finding(line: &str) -> Option<(&str, Finding)> {
+    let (name, rest) = line.split_once(' ')?;
+    let (open, detail) = rest.split_once(' ').unwrap_or((rest, ""));
+    matches!(open, "open" | "held")
+        .then(|| (name, Finding { open: open == "open", detail: detail.to_owned() }))
+}
+
+/// Takes 64 MiB in a container of 32 MiB. Without limits it is not run: it is open by construction.
+fn memory_bomb(context: &Context<'_>, column: Column) -> Option<Finding> {
+    if column == Column::Process {
+        let detail = "by construction: it has no limits, so it was not tried".to_owned();
+        return Some(Finding { open: true, detail });
+    }
+    let (limit, wanted) = MEMORY;
+    let ran = context.lighter.run(&Run::probe(column, &["fill", wanted]).with(&["-m", limit]));
+    if (context.is_over)() {
+        return None;
+    }
+    let got = ran.says("filled");
+    let detail = if got { "64 MiB were taken of 32" } else { "ended by the kernel that it runs on" };
+    Some(Finding { open: got, detail: detail.to_owned() })
+}
+
+/// Starts processes and looks for them from the host. Few: each costs a tenth of a second where a guest's kernel is
+/// emulated, and the host shall not suffer.
+fn forks(context: &Context<'_>, column: Column) -> Option<Finding> {
+    let marker = format!("lighter-forks-{}", std::process::id());
+    let held = context.lighter.hold(column, &marker, &["forks", FORKS, &marker]).ok()?;
+    let entries = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    let has_marker = |command: &[u8]| {
+        let mut words = command.split(|byte| *byte == 0);
+        words.next() == Some(b"/probe") && words.any(|word| word == marker.as_bytes())
+    };
+    let seen = entries
+        .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|text| has_marker(&text)))
+        .count();
+    drop(held);
+    Some(Finding { open: seen > 0, detail: format!("{seen} processes of {FORKS} and one are in it") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_probe_become_findings_or_nothing() {
+        let (name, open) = finding("mount open a file system was mounted").unwrap();
+        assert!(name == "mount" && open.open && open.detail == "a file system was mounted");
+        assert!(!finding("mount held").unwrap().1.open);
+        assert!(finding("mount maybe so").is_none() && finding("nonsense").is_none());
+    }
+}

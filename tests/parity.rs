@@ -1,0 +1,306 @@
+//! The same cases in a VM and in a container, and what both show must be the same; see docs/parity.md for what differs.
+//! Beside that, what a container without a VM has of its own: every namespace, and nothing left of it.
+
+use std::process::{Command, ExitCode, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use lighter_tests::harness::{Need, main as run_tests, test};
+use lighter_tests::image::busybox_reference;
+use lighter_tests::lighter::Installation;
+
+const CONTAINER: &[Need] = &[Need::Root, Need::Program("runc")];
+const BOTH: &[Need] = &[Need::Kvm, Need::Root, Need::Program("runc")];
+
+fn main() -> ExitCode {
+    run_tests(vec![
+        test("a_vm_and_a_container_show_the_same", BOTH, same),
+        test("a_container_has_every_namespace_and_is_confined", CONTAINER, confined),
+        test("a_container_holds_its_limits", CONTAINER, limits),
+        test("exec_logs_pause_stop_and_start_serve_all", CONTAINER, life),
+        test("nothing_is_left_after_a_killed_keeper", CONTAINER, killed),
+        test("what_an_isolation_cannot_do_is_refused", &[Need::Root], refused),
+    ])
+}
+
+/// One case: options, and the script that `sh -c` runs.
+struct Case {
+    name: &'static str,
+    options: &'static [&'static str],
+    script: &'static str,
+}
+
+const fn case(name: &'static str, options: &'static [&'static str], script: &'static str) -> Case {
+    Case { name, options, script }
+}
+
+const CASES: &[Case] = &[
+    case(
+        "root",
+        &["-e", "A=b c", "--hostname", "barge", "--ulimit", "nofile=700:800", "--ulimit", "core=0"],
+        "env | sort; id; pwd; umask; hostname; cat /etc/hostname; ulimit -n; ulimit -Hn; ulimit -c; echo $$ $PPID
+         grep -E '^(Cap|NoNewPrivs|Groups|SigBlk)' /proc/self/status; tail -n +1 /etc/passwd
+         stat -c '%n %a %u %g %F' / /tmp /etc/hosts /dev/shm; stat -c '%n %a %F' /dev/null /dev/tty /dev/zero /dev/pts; ls /dev | grep -v sysgenid
+         for m in / /proc /sys /dev /dev/pts /dev/shm /dev/mqueue /sys/fs/cgroup /etc/hosts; do
+            awk -v m=$m '$5 == m {found = 1} END {print m, found}' /proc/self/mountinfo; done
+         ls -l /proc/self/fd | wc -l; touch /sys/x 2>/dev/null || echo sys is closed
+         echo written > /new; cat /new; mkdir -p /tmp/a/b; rm /etc/group; ls /etc; exit 7",
+    ),
+    case(
+        "a user",
+        &["-u", "user:staff", "--group-add", "77", "-w", "/made/here", "--security-opt", "no-new-privileges"],
+        "id -u; id -g; id -G; pwd; stat -c '%a %u %g' /made/here; echo $HOME; grep -E '^(Cap|NoNewPrivs)' /proc/self/status
+         touch /x 2>/dev/null || echo root is closed; echo mine > /tmp/mine; stat -c '%u %g' /tmp/mine",
+    ),
+    case(
+        "read-only without capabilities",
+        &["--read-only", "--cap-drop", "ALL", "--cap-add", "CHOWN"],
+        "touch /x 2>/dev/null || echo closed; grep ^Cap /proc/self/status; chown 5 /etc/hosts; stat -c %u /etc/hosts
+         echo over > /dev/shm/x; cat /dev/shm/x",
+    ),
+    case(
+        "signals",
+        &[],
+        "trap 'echo term; exit 5' TERM; (sleep 0.2; kill -TERM 1) & while :; do sleep 0.05; done",
+    ),
+    case("a killed child", &[], "sh -c 'kill -SEGV $$'; exit $?"),
+    case("streams", &["-i"], "cat; echo to stderr >&2; head -c 200000 /dev/zero | wc -c; exit 0"),
+];
+
+fn run(isolation: &str, case: &Case) -> anyhow::Result<Output> {
+    use std::io::Write as _;
+    let image = busybox_reference()?;
+    let mut args = vec!["run", "--rm", "--network", "none", "--isolation", isolation];
+    args.extend(case.options);
+    args.extend([image.as_str(), "sh", "-c", case.script]);
+    let mut command = Installation::shared()?.command(args);
+    command.env("LC_ALL", "C").stdin(std::process::Stdio::piped());
+    let mut child = command.spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(b"through stdin\n")?;
+    lighter_tests::lighter::finish(child, lighter_tests::lighter::GUEST_DEADLINE)
+}
+
+fn same() -> anyhow::Result<()> {
+    let mut differences = Vec::new();
+    for case in CASES {
+        let [vm, container] = [run("vm", case)?, run("container", case)?];
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if vm.status.code() != container.status.code() {
+            differences.push(format!(
+                "{}: exit {:?} and {:?}",
+                case.name,
+                vm.status.code(),
+                container.status.code()
+            ));
+        }
+        for (stream, vm, container) in
+            [("stdout", &vm.stdout, &container.stdout), ("stderr", &vm.stderr, &container.stderr)]
+        {
+            let (vm, container) = (text(vm), text(container));
+            for (vm, container) in vm.lines().zip(container.lines()).filter(|(vm, container)| vm != container)
+            {
+                // Without --hostname it is the container's ID.
+                if !vm.starts_with("HOSTNAME=") {
+                    differences.push(format!("{} {stream}: vm {vm:?}, container {container:?}", case.name));
+                }
+            }
+            if vm.lines().count() != container.lines().count() {
+                differences.push(format!("{} {stream}: vm\n{vm}\ncontainer\n{container}", case.name));
+            }
+        }
+        ensure!(!vm.stdout.is_empty() || case.name == "a killed child", "{}: nothing was shown", case.name);
+    }
+    // Commands that cannot be run.
+    for (program, code) in [("no-such-program", 127), ("/etc/passwd", 126), ("/no/such", 127)] {
+        let image = busybox_reference()?;
+        for isolation in ["vm", "container", "process"] {
+            let args = ["run", "--rm", "--isolation", isolation, &image, program];
+            let found = Installation::shared()?.output(args)?.status.code();
+            if found != Some(code) {
+                differences.push(format!("{program} in {isolation}: exit {found:?}, not {code}"));
+            }
+        }
+    }
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// `lighter run --rm --isolation ISOLATION … sh -c SCRIPT`, which must succeed.
+fn shell(isolation: &str, options: &[&str], script: &str) -> anyhow::Result<String> {
+    let image = busybox_reference()?;
+    let mut args = vec!["run", "--rm", "--isolation", isolation];
+    args.extend(options);
+    args.extend([image.as_str(), "sh", "-c", script]);
+    Installation::shared()?.stdout(args)
+}
+
+fn confined() -> anyhow::Result<()> {
+    let script = "for n in mnt pid net ipc uts user cgroup; do readlink /proc/self/ns/$n; done; grep Seccomp: /proc/self/status
+        cat /proc/self/uid_map; wc -c < /proc/kcore; wc -c < /proc/keys; echo x > /proc/sys/kernel/hostname || echo held
+        mount -t tmpfs x /tmp 2>/dev/null || echo held; mknod /tmp/d b 7 0 2>/dev/null || echo held; dmesg >/dev/null 2>&1 || echo held";
+    let inside = shell("container", &["--network", "none"], script)?;
+    for name in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"] {
+        let own = std::fs::read_link(format!("/proc/self/ns/{name}"))?.display().to_string();
+        ensure!(!inside.contains(&own), "the {name} namespace is the host's: {inside}");
+    }
+    ensure!(inside.contains("Seccomp:\t2"), "{inside}");
+    ensure!(inside.matches("held").count() == 4, "{inside}");
+    let map = inside.lines().find(|line| line.trim().starts_with("0 ")).context("no map of user IDs")?;
+    ensure!(
+        map.split_whitespace().nth(1).and_then(|id| id.parse().ok()).is_some_and(|id: u32| id >= 524_288),
+        "{map}"
+    );
+    // The probe itself can fail: without namespaces all of it is the host's.
+    let bare = shell(
+        "process",
+        &[],
+        "readlink /proc/self/ns/pid; readlink /proc/self/ns/net; grep Seccomp: /proc/self/status",
+    )?;
+    for name in ["pid", "net"] {
+        ensure!(
+            bare.contains(&std::fs::read_link(format!("/proc/self/ns/{name}"))?.display().to_string()),
+            "{bare}"
+        );
+    }
+    Ok(())
+}
+
+fn limits() -> anyhow::Result<()> {
+    // Memory that is too much is refused by the kernel, and only the container's process dies.
+    let script = "head -c 100000000 /dev/zero | tail > /dev/null; echo $?";
+    let held = shell("container", &["-m", "32m", "--network", "none"], script)?;
+    ensure!(held.trim() != "0", "100 MB fitted into 32: {held}");
+    ensure!(
+        shell("container", &["--network", "none"], script)?.trim() == "0",
+        "without a limit it does not fit either"
+    );
+    let spin = "t=$(cut -d' ' -f1 /proc/uptime); timeout 1 sh -c 'while :; do :; done'; cat /proc/self/status | grep -c Name";
+    ensure!(shell("container", &["--cpus", "0.2", "--network", "none"], spin).is_ok(), "a quota was refused");
+    Ok(())
+}
+
+fn life() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let image = busybox_reference()?;
+    for isolation in ["container", "process"] {
+        let script = "trap 'echo stopped; exit 3' TERM; echo started; while :; do sleep 0.05; done";
+        installation.stdout([
+            "run",
+            "-d",
+            "--name",
+            "box",
+            "--isolation",
+            isolation,
+            &image,
+            "sh",
+            "-c",
+            script,
+        ])?;
+        ensure!(installation.stdout(["exec", "box", "echo", "inside"])? == "inside\n");
+        let failed = installation.output(["exec", "box", "sh", "-c", "exit 9"])?;
+        ensure!(failed.status.code() == Some(9), "{failed:?}");
+        ensure!(installation.stdout(["ps"])?.contains("box"));
+        ensure!(installation.stdout(["stats", "--no-stream", "box"])?.contains("box"));
+        installation.stdout(["pause", "box"])?;
+        ensure!(installation.stdout(["ps"])?.contains("Paused"));
+        installation.stdout(["unpause", "box"])?;
+        let began = Instant::now();
+        installation.stdout(["stop", "box"])?;
+        ensure!(began.elapsed() < Duration::from_secs(8), "it was not asked to end but killed");
+        let log = installation.stdout(["logs", "box"])?;
+        ensure!(log == "started\nstopped\n", "{isolation}: {log:?}");
+        ensure!(installation.stdout(["ps", "-a"])?.contains("Exited (3)"));
+        // What it wrote is there when it starts again.
+        installation.stdout(["start", "box"])?;
+        installation.stdout(["exec", "box", "sh", "-c", "echo kept > /kept"])?;
+        installation.stdout(["restart", "box"])?;
+        ensure!(installation.stdout(["exec", "box", "cat", "/kept"])? == "kept\n");
+        installation.stdout(["rm", "-f", "box"])?;
+    }
+    ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    Ok(())
+}
+
+fn killed() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let image = busybox_reference()?;
+    for isolation in ["container", "process"] {
+        // A number that nothing else sleeps for.
+        let seconds = format!("{}7", 1_000_000 + std::process::id());
+        let script = format!("sleep {seconds} & sleep {seconds}");
+        let id = installation.stdout([
+            "run",
+            "-d",
+            "--name",
+            "box",
+            "--isolation",
+            isolation,
+            &image,
+            "sh",
+            "-c",
+            &script,
+        ])?;
+        let sleeping = || -> anyhow::Result<usize> {
+            let list = Command::new("ps").args(["ax", "-o", "args"]).output()?;
+            Ok(String::from_utf8_lossy(&list.stdout)
+                .lines()
+                .filter(|line| *line == format!("sleep {seconds}"))
+                .count())
+        };
+        let end = Instant::now() + Duration::from_secs(5);
+        while sleeping()? < 2 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(sleeping()? == 2, "{isolation}: {} sleep", sleeping()?);
+        let state = std::fs::read(installation.root().join("containers").join(id.trim()).join("state.json"))?;
+        let keeper =
+            serde_json::from_slice::<serde_json::Value>(&state)?["keeper"].as_i64().context("no keeper")?;
+        let keeper = rustix::process::Pid::from_raw(i32::try_from(keeper)?).context("no keeper")?;
+        rustix::process::kill_process(keeper, rustix::process::Signal::KILL)?;
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            // The next command sweeps.
+            let list = installation.stdout(["ps", "-a"])?;
+            if list.contains("Exited (137)") && sleeping()? == 0 {
+                break;
+            }
+            ensure!(Instant::now() < end, "{isolation}: {} still sleep\n{list}", sleeping()?);
+        }
+        installation.stdout(["rm", "box"])?;
+        let left =
+            Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "3", "-name", id.trim()]).output()?;
+        ensure!(left.stdout.is_empty(), "{isolation}: {}", String::from_utf8_lossy(&left.stdout));
+    }
+    ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    Ok(())
+}
+
+fn refused() -> anyhow::Result<()> {
+    let image = busybox_reference()?;
+    let cases: &[(&str, &[&str], &str)] = &[
+        ("process", &["-m", "64m"], "--memory"),
+        ("process", &["--network", "none"], "--network"),
+        ("process", &["-p", "80:80"], "--publish"),
+        ("process", &["--cap-drop", "ALL"], "--cap-drop"),
+        ("container", &["--kernel", "/k"], "--kernel"),
+        ("container", &["--network", "user"], "--network user"),
+    ];
+    for (isolation, options, named) in cases {
+        let mut args = vec!["run", "--rm", "--isolation", isolation];
+        args.extend(*options);
+        args.extend([image.as_str(), "true"]);
+        let output = Installation::shared()?.output(args)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(125) && stderr.contains(named), "{options:?}: {stderr}");
+    }
+    // Without the runtime nothing else is taken in its place.
+    let mut command =
+        Installation::shared()?.command(["run", "--rm", "--isolation", "container", &image, "true"]);
+    let output = lighter_tests::lighter::finish(
+        command.env("LIGHTER_RUNC", "/no/such/runc").spawn()?,
+        Duration::from_secs(30),
+    )?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125) && stderr.contains("apt install runc"), "{stderr}");
+    Ok(())
+}
