@@ -39,11 +39,9 @@ pub struct BucketConfig {
 impl BucketConfig {
     /// So much a second. A tenth of it may pass at once.
     pub fn per_second(rate: u64) -> Self {
-        Self {
-            size: (rate / 10).max(1),
-            one_time_burst: 0,
-            refill_time_ms: if rate < 10 { 1000 / rate.max(1) } else { 100 },
-        }
+        let size = (rate / 10).max(1);
+        let refill_time_ms = size.saturating_mul(1000).checked_div(rate).unwrap_or(1000).max(1);
+        Self { size, one_time_burst: 0, refill_time_ms }
     }
 }
 
