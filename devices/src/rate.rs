@@ -42,7 +42,7 @@ impl BucketConfig {
         Self {
             size: (rate / 10).max(1),
             one_time_burst: 0,
-            refill_time_ms: if rate < 10 { 1000 / rate.max(1) } else { 100 },
+            refill_time_ms: if rate < 10 { 1000_u64.checked_div(rate).unwrap_or(1000) } else { 100 },
         }
     }
 }
