@@ -45,7 +45,8 @@ mod tests {
     #[test]
     fn the_vmm_is_a_small_static_program() {
         // Every page of it may be in the memory of each VM's process.
-        assert_small_and_static(VMM, 2560 << 10);
+        // About 480 KiB of them are for the API and lie untouched in VMs of lighter's own.
+        assert_small_and_static(VMM, 2688 << 10);
     }
 
     #[test]

@@ -189,3 +189,48 @@ fn a_snapshots_memory_comes_from_one_place() {
     assert!(fault(Method::Put, "/snapshot/load", both).contains("exclusively is required"));
     assert!(fault(Method::Put, "/snapshot/load", r#"{"snapshot_path":"s"}"#).contains("is required"));
 }
+
+/// What the fuzz target `api` does, on the stable toolchain: a fixed sequence, so that a failure comes again.
+#[test]
+fn changed_requests_are_taken_or_refused_in_json() {
+    use crate::http::{Parsed, Response, parse};
+    let mut random = 1_u64;
+    let mut draw = move |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below.max(1)
+    };
+    let (mut taken, mut refused) = (0, 0);
+    for (method, path, body, _) in CALLS {
+        let length = body.len();
+        let request = format!("{} {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}", method.name());
+        for _ in 0..500 {
+            let mut bytes = request.clone().into_bytes();
+            for _ in 0..draw(4) {
+                let at = draw(bytes.len());
+                match draw(4) {
+                    0 => bytes.truncate(at),
+                    1 => bytes.insert(at, draw(256) as u8),
+                    _ => bytes
+                        .get_mut(at)
+                        .into_iter()
+                        .for_each(|byte| *byte = [0, 0xff, b'"', b'{', b' '][draw(5)]),
+                }
+            }
+            let answer = match parse(&bytes, 51_200) {
+                Ok(Parsed::Partial { .. }) => continue,
+                Ok(Parsed::Complete(request, _)) => match route(&request) {
+                    Ok(_) => {
+                        taken += 1;
+                        continue;
+                    }
+                    Err(fault) => Response::from(fault),
+                },
+                Err(error) => Response::from(&error),
+            };
+            refused += 1;
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert!(body["fault_message"].is_string());
+        }
+    }
+    assert!(taken > 1000 && refused > 1000, "{taken} {refused}");
+}

@@ -101,7 +101,8 @@ impl Vm {
                 self.saving = Some(saving);
                 None
             }
-            Err((error, asked)) => {
+            Err(failed) => {
+                let (error, asked) = *failed;
                 let message = format!("cannot start a thread that saves the VM: {error}");
                 Some((asked, Err(Refusal { kind: RefusalKind::Host, message })))
             }

@@ -213,7 +213,7 @@ impl Saving {
         stay_paused: bool,
         asked: Asked,
         reporter: Reporter,
-    ) -> Result<Self, (std::io::Error, Asked)> {
+    ) -> Result<Self, Box<(std::io::Error, Asked)>> {
         let (sender, frozen) = mpsc::channel();
         let work = save.clone();
         let logged_before = locked(&save.log).is_on();
@@ -231,7 +231,7 @@ impl Saving {
                 let (frozen, thread) = (Some(sender), Some(thread));
                 Ok(Saving { save, stay_paused, paused: None, failed: None, asked, frozen, thread })
             }
-            Err(error) => Err((error, asked)),
+            Err(error) => Err(Box::new((error, asked))),
         }
     }
 
