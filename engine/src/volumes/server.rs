@@ -16,7 +16,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -31,7 +33,10 @@ pub const VERB: &str = "share";
 /// Longest plan and longest error that are read.
 const MAX_TEXT: u64 = 1 << 20;
 
-/// A running file server, killed on drop.
+/// What it gets to work on the guest's last requests, when the VMM is gone.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// A running file server, ended on drop: to be dropped after the VMM.
 #[derive(Debug)]
 pub struct FileServer {
     pid: u32,
@@ -135,6 +140,10 @@ impl FileServer {
 
     fn end(&mut self) {
         self.ending.store(true, Ordering::Release);
+        // Without the VMM it ends by itself, after what the guest wrote last: a mapping's pages, for example.
+        self.socket = None;
+        let timeout = Timespec::try_from(LAST_REQUESTS).ok();
+        let _ = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], timeout.as_ref());
         // Fails only where it is gone already.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
         if let Some(watcher) = self.watcher.take() {
