@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         test("a_container_has_every_namespace_and_is_confined", CONTAINER, confined),
         test("a_container_holds_its_limits", CONTAINER, limits),
         test("exec_logs_pause_stop_and_start_serve_all", CONTAINER, life),
+        test("volumes_and_directories_of_the_host_are_there_with_their_owners", CONTAINER, volumes),
         test("nothing_is_left_after_a_killed_keeper", CONTAINER, killed),
         test("what_an_isolation_cannot_do_is_refused", &[Need::Root], refused),
     ])
@@ -174,6 +175,12 @@ fn limits() -> anyhow::Result<()> {
         shell("container", &["--network", "none"], script)?.trim() == "0",
         "without a limit it does not fit either"
     );
+    // Processes and /dev/shm, as a VM's guest holds them.
+    let options = ["--network", "none", "--pids-limit", "8", "--shm-size", "1m"];
+    let script =
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>&1 | head -1; df -k /dev/shm | tail -1";
+    let seen = shell("container", &options, script)?;
+    ensure!(seen.contains("fork") && seen.contains("1024"), "{seen}");
     let spin = "t=$(cut -d' ' -f1 /proc/uptime); timeout 1 sh -c 'while :; do :; done'; cat /proc/self/status | grep -c Name";
     ensure!(shell("container", &["--cpus", "0.2", "--network", "none"], spin).is_ok(), "a quota was refused");
     Ok(())
@@ -218,6 +225,29 @@ fn life() -> anyhow::Result<()> {
         installation.stdout(["rm", "-f", "box"])?;
     }
     ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    Ok(())
+}
+
+/// A file that the container's root makes belongs to root on the host, and the other way round.
+fn volumes() -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("ours"), "ours")?;
+    for isolation in ["container", "process"] {
+        let share = format!("{}:/deep/share", directory.path().display());
+        let read_only = format!("{}:/closed:ro", directory.path().display());
+        let options = ["-v", &share, "-v", &read_only, "--tmpfs", "/memory"];
+        let script = "cat /deep/share/ours; stat -c ' %u' /deep/share/ours; echo theirs > /deep/share/theirs
+            touch /closed/x 2>/dev/null || echo closed; grep -c ' /memory ' /proc/self/mountinfo";
+        let seen = shell(isolation, &options, script)?;
+        ensure!(seen == "ours 0\nclosed\n1\n", "{isolation}: {seen:?}");
+        let theirs = directory.path().join("theirs");
+        ensure!(
+            std::fs::read_to_string(&theirs)? == "theirs\n" && theirs.metadata()?.uid() == 0,
+            "{isolation}"
+        );
+        std::fs::remove_file(theirs)?;
+    }
     Ok(())
 }
 
@@ -284,6 +314,8 @@ fn refused() -> anyhow::Result<()> {
         ("process", &["--cap-drop", "ALL"], "--cap-drop"),
         ("container", &["--kernel", "/k"], "--kernel"),
         ("container", &["--network", "user"], "--network user"),
+        ("container", &["--network-rate", "1mbit"], "--network-rate"),
+        ("process", &["--pids-limit", "5"], "--pids-limit"),
     ];
     for (isolation, options, named) in cases {
         let mut args = vec!["run", "--rm", "--isolation", isolation];

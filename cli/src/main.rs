@@ -64,13 +64,12 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
-    match &cli.command {
-        Command::Share(options) => {
-            share_command::share(options)?;
-            return Ok(0);
-        }
-        Command::Warden(options) => return Ok(warden_command::run(options)),
-        _ => {}
+    if let Command::Share(options) = &cli.command {
+        share_command::share(options)?;
+        return Ok(0);
+    }
+    if let Command::Warden(options) = &cli.command {
+        return Ok(warden_command::run(options));
     }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {

@@ -207,7 +207,9 @@ impl RunArgs {
             next_memory_mib: None,
             memory_reclaim: self.memory_reclaim,
         };
-        let isolation = self.isolation.isolation(&machine, &limits, confined)?;
+        let limited = limits.needs_cgroup() || plan.limits != GuestLimits::default();
+        let rated = limits.rates != Default::default();
+        let isolation = self.isolation.isolation(&machine, (limited, rated), confined)?;
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
             pull: self.registry.pull_options(policy)?,

@@ -15,6 +15,8 @@ pub struct Host {
     pub cpus: usize,
     /// Memory in bytes.
     pub memory: u64,
+    /// Load average of the last minute before the first measurement: busy tasks.
+    pub load: f64,
     /// Guests' kernels are emulated; `None` without VMs.
     pub emulated: Option<bool>,
 }
@@ -30,8 +32,27 @@ pub fn describe(emulated: Option<bool>) -> Host {
         cpu: model.map(|(_, model)| model.to_owned()).unwrap_or_else(|| "unknown".to_owned()),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         memory: memory("MemTotal:"),
+        load: load(),
         emulated,
     }
+}
+
+impl Host {
+    /// A warning where others use the processors.
+    pub fn busy(&self) -> Option<String> {
+        (self.load > self.cpus as f64 * 0.75).then(|| {
+            format!(
+                "the host was busy before (load average {:.1} on {} processors): times and speeds say what was left over, \
+                 not what the host can",
+                self.load, self.cpus
+            )
+        })
+    }
+}
+
+fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or_default()
 }
 
 /// A line of `/proc/meminfo`, in bytes.

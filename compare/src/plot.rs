@@ -4,7 +4,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::report::{Report, Row};
-use crate::sample::short;
+use crate::sample::{short, times};
 
 /// Size in CSS pixels.
 const WIDTH: u32 = 640;
@@ -57,7 +57,7 @@ pub fn svg(report: &Report, row: &Row) -> Option<String> {
             root.draw(&whisker).ok()?;
             root.draw(&Text::new(column.title(), (LEFT - 8, middle), label(left))).ok()?;
             let mark = if report.is_distorted(row, *column) { " *" } else { "" };
-            let ratio = row.ratio(*column).map(|ratio| format!(" ({}×)", short(ratio))).unwrap_or_default();
+            let ratio = row.ratio(*column).map(|ratio| format!(" ({})", times(ratio))).unwrap_or_default();
             let value = format!("{} {}{ratio}{mark}", short(figure.median), row.unit);
             root.draw(&Text::new(value, (end.max(LEFT + length(high)) + 8, middle), label(right))).ok()?;
         }

@@ -122,6 +122,7 @@ pub struct Portability {
 impl Report {
     /// Nothing measured yet.
     pub fn new(options: &Options, host: Host) -> Self {
+        let busy = host.busy();
         Self {
             schema: SCHEMA.to_owned(),
             version: options.version.clone(),
@@ -133,7 +134,7 @@ impl Report {
             phases: BTreeMap::new(),
             attempts: Vec::new(),
             portability: Vec::new(),
-            notes: Vec::new(),
+            notes: busy.into_iter().collect(),
             partial: None,
             summary: Vec::new(),
         }
@@ -208,6 +209,7 @@ pub(crate) mod tests {
             cpu: "a <CPU> & more".into(),
             cpus: 2,
             memory: 1 << 34,
+            load: 0.0,
             emulated: Some(true),
         };
         let mut report = Report {

@@ -64,6 +64,15 @@ pub fn short(value: f64) -> String {
     format!("{value:.digits$}{suffix}")
 }
 
+/// A ratio: `2.10×`, or `1/350` where it is small.
+pub fn times(ratio: f64) -> String {
+    if ratio > 0.0 && ratio < 0.1 {
+        format!("1/{}", short(1.0 / ratio))
+    } else {
+        format!("{}×", short(ratio))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +86,11 @@ mod tests {
         assert_eq!((many.median, many.p99), (100.5, 198.0));
         assert_eq!(Figure::of(Vec::new()), None);
         assert_eq!(Figure::of(vec![f64::NAN]), None);
+    }
+
+    #[test]
+    fn ratios_can_be_read() {
+        assert_eq!([2.1, 0.5, 0.004].map(times), ["2.10×", "0.500×", "1/250"]);
     }
 
     #[test]

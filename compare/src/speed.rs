@@ -38,8 +38,10 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
             if (context.is_over)() {
                 break;
             }
+            // Containers have a cgroup each, which counts as much as a single task beside it; so shall a VM have one.
+            let group: &[&str] = if column.is_vm() { &["--cpu-shares", "1024"] } else { &[] };
             (context.progress)(&format!("speed {number}/{runs}: {}", column.title()));
-            let ran = context.lighter.run(&Run::probe(*column, &["speed", budget]));
+            let ran = context.lighter.run(&Run::probe(*column, &["speed", budget]).with(group));
             if ran.code != Some(0) && !(context.is_over)() {
                 report.notes.push(format!("benchmarks as {}: {}", column.title(), ran.why()));
             }

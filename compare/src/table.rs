@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use crate::Column;
 use crate::report::{Kind, Report, Row};
-use crate::sample::short;
+use crate::sample::{short, times};
 
 /// Mark of figures that emulation distorts.
 const MARK: &str = " *";
@@ -94,7 +94,7 @@ fn cell(report: &Report, row: &Row, column: Column) -> String {
         let _ = write!(text, " ± {}, {}", short(figure.spread), short(figure.p99));
     }
     if let Some(ratio) = row.ratio(column).filter(|_| column != Column::Container) {
-        let _ = write!(text, " ({}×)", short(ratio));
+        let _ = write!(text, " ({})", times(ratio));
     }
     if report.is_distorted(row, column) {
         text.push_str(MARK);

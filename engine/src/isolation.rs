@@ -1,15 +1,14 @@
 //! `--isolation`: whether a container is a VM, and what the others need of their host.
 
-use oci_spec::image::Config;
+use std::path::PathBuf;
+
 use vmm::config::VmConfig;
 pub use warden::Isolation;
 use warden::{Limits, WardenConfig};
 
 use crate::container::Container;
 use crate::container::spec::ContainerSpec;
-use crate::error::RunError;
 use crate::network::{Attachment, NetworkMode, NetworkSpec};
-use crate::volumes::{self, MountSpec};
 
 /// Why a container cannot have this isolation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,25 +80,6 @@ pub fn network(isolation: Isolation, mut spec: NetworkSpec) -> Result<NetworkSpe
     Ok(spec)
 }
 
-/// What is mounted into a container of this isolation: what the user and the image say.
-pub fn mounts(
-    isolation: Isolation,
-    mounts: &[MountSpec],
-    image: &Config,
-) -> Result<Vec<MountSpec>, RunError> {
-    match isolation {
-        Isolation::Vm => Ok(volumes::resolve(mounts.to_vec(), &volumes::of_image(image))?),
-        // The image's volumes are directories of its writable layer.
-        _ if mounts.is_empty() => Ok(Vec::new()),
-        other => Err(IsolationError::Option {
-            isolation: other.name(),
-            option: "--volume, --mount or --tmpfs",
-            why: "volumes are served to machines only",
-        }
-        .into()),
-    }
-}
-
 /// Refuses what only a VM can.
 pub fn vm_only(spec: &ContainerSpec, name: &str, what: &'static str) -> Result<(), IsolationError> {
     match spec.isolation {
@@ -109,7 +89,12 @@ pub fn vm_only(spec: &ContainerSpec, name: &str, what: &'static str) -> Result<(
 }
 
 /// What the warden of `container` is told.
-pub fn warden_config(spec: &ContainerSpec, container: &Container, attachment: &Attachment) -> WardenConfig {
+pub fn warden_config(
+    spec: &ContainerSpec,
+    container: &Container,
+    attachment: &Attachment,
+    shares: Vec<PathBuf>,
+) -> WardenConfig {
     use std::os::fd::AsRawFd as _;
     let resources = &spec.resources;
     WardenConfig {
@@ -127,6 +112,7 @@ pub fn warden_config(spec: &ContainerSpec, container: &Container, attachment: &A
             shares: resources.shares,
             cpuset: resources.cpuset.clone(),
         },
+        shares,
         privileged: spec.plan.is_privileged(),
     }
 }

@@ -1,22 +1,29 @@
 //! `--isolation process`: another root directory, nothing else. The host's processes, network, devices and privileges
 //! are the process's too.
 
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
 use agent::failure::{Context as _, Failure};
 use agent::process::{First, Process, capabilities, spawn};
 use agent_protocol::message::{ContainerPlan, ProcessPlan};
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use agent_protocol::mount::{MountPlan, MountSource};
+use rustix::fs::{CWD, FileType};
+use rustix::mount::{MountFlags, OpenTreeFlags, mount, mount_remount, open_tree};
 use rustix::process::{chdir, chroot};
 
 use crate::cgroup::Track;
 use crate::names::ROOT;
 use crate::wards::Kind;
-use crate::{WardenConfig, cgroup, idmap, root};
+use crate::{WardenConfig, cgroup, idmap, names, root};
 
 /// A process with another root.
 pub struct Bare {
     id: String,
     track: Track,
+    /// What the plan's mounts name by number.
+    shares: Vec<OwnedFd>,
     /// Every one that lighter has.
     capabilities: Vec<String>,
 }
@@ -35,6 +42,8 @@ impl Bare {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let sys = open_tree(CWD, "/sys", flags).during("take /sys")?;
+        let shares = (0..config.shares.len()).map(|number| idmap::copy_of(Path::new(&names::share(number))));
+        let shares = shares.collect::<Result<Vec<_>, _>>()?;
         chdir(ROOT)
             .and_then(|()| chroot("."))
             .and_then(|()| chdir("/"))
@@ -47,7 +56,44 @@ impl Bare {
         if config.layer.is_none() {
             root::make_read_only()?;
         }
-        Ok(Self { id: config.id.clone(), track: Track::make(&config.id)?, capabilities: own_capabilities() })
+        Ok(Self {
+            id: config.id.clone(),
+            track: Track::make(&config.id)?,
+            shares,
+            capabilities: own_capabilities(),
+        })
+    }
+
+    /// Within the container's root: no link leads out of it.
+    fn mount(&self, plan: &MountPlan) -> Result<(), Failure> {
+        let target = plan.target.as_str();
+        let during = format!("mount on {target}");
+        match &plan.source {
+            MountSource::Tmpfs { flags, data } => {
+                std::fs::create_dir_all(target).during(&during)?;
+                let data = CString::new(data.as_str())
+                    .map_err(|_| Failure::agent("a NUL byte in a mount option"))?;
+                let flags = MountFlags::from_bits_truncate(*flags);
+                mount("tmpfs", target, "tmpfs", flags, Some(data.as_c_str())).during(&during)?;
+            }
+            MountSource::Share(number) => {
+                let share = self.shares.get(usize::from(*number));
+                let share = share.ok_or_else(|| Failure::agent("a mount of nothing"))?;
+                let stat = rustix::fs::fstat(share).during(&during)?;
+                match FileType::from_raw_mode(stat.st_mode).is_dir() {
+                    true => std::fs::create_dir_all(target).during(&during)?,
+                    false => {
+                        Path::new(target).parent().map_or(Ok(()), std::fs::create_dir_all).during(&during)?;
+                        std::fs::File::options().create(true).append(true).open(target).during(&during)?;
+                    }
+                }
+                idmap::place(share, target, None)?;
+            }
+        }
+        match plan.read_only {
+            true => mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, c"").during(&during),
+            false => Ok(()),
+        }
     }
 
     fn spawn(&self, plan: &ProcessPlan) -> Result<Process, Failure> {
@@ -58,6 +104,7 @@ impl Bare {
 
 impl Kind for Bare {
     fn start(&mut self, plan: &ContainerPlan) -> Result<Process, Failure> {
+        plan.mounts.iter().try_for_each(|mount| self.mount(mount))?;
         self.spawn(&plan.process)
     }
 

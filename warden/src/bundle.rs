@@ -1,10 +1,11 @@
 //! The OCI runtime's `config.json`, from the plan that an agent would get (OCI runtime specification 1.0.2).
 
 use agent_protocol::message::{ContainerPlan, GuestLimits, ProcessPlan};
+use agent_protocol::mount::{MountPlan, MountSource};
 use serde_json::{Value, json};
 
 use crate::names::ROOT;
-use crate::{WardenConfig, cgroup, files, idmap, seccomp};
+use crate::{WardenConfig, cgroup, files, idmap, names, seccomp};
 
 /// Kernel interfaces that tell of the host or act on it, hidden as Docker hides them.
 const MASKED: &[&str] = &[
@@ -64,7 +65,7 @@ pub fn config(config: &WardenConfig, plan: &ContainerPlan, account: &Account) ->
         "process": process(&plan.process, account),
         "root": {"path": ROOT, "readonly": config.layer.is_none()},
         "hostname": plan.hostname,
-        "mounts": mounts(config.privileged, plan.limits),
+        "mounts": mounts(config.privileged, plan),
         "linux": linux,
     })
 }
@@ -94,7 +95,8 @@ pub fn process(plan: &ProcessPlan, account: &Account) -> Value {
     process
 }
 
-fn mounts(privileged: bool, limits: GuestLimits) -> Value {
+fn mounts(privileged: bool, plan: &ContainerPlan) -> Value {
+    let limits = plan.limits;
     let shm = format!("size={}", if limits.shm_bytes == 0 { DEFAULT_SHM } else { limits.shm_bytes });
     let access = if privileged { "rw" } else { "ro" };
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
@@ -114,7 +116,25 @@ fn mounts(privileged: bool, limits: GuestLimits) -> Value {
     mounts.extend(files::NAMES.iter().map(|name| {
         json!({"destination": format!("/etc/{name}"), "type": "bind", "source": files::path(name), "options": ["bind", "rw"]})
     }));
+    mounts.extend(plan.mounts.iter().map(volume));
     json!(mounts)
+}
+
+/// A mount that the user asked for.
+fn volume(plan: &MountPlan) -> Value {
+    let access = if plan.read_only { "ro" } else { "rw" };
+    match &plan.source {
+        MountSource::Share(number) => json!({"destination": plan.target, "type": "bind",
+            "source": names::share(usize::from(*number)), "options": ["rbind", access]}),
+        MountSource::Tmpfs { flags, data } => {
+            // Flags of mount(2), as the OCI runtime names them.
+            let names = [(1, "ro"), (2, "nosuid"), (4, "nodev"), (8, "noexec"), (1024, "noatime")];
+            let set = names.into_iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| name);
+            let data = data.split(',').filter(|option| !option.is_empty());
+            json!({"destination": plan.target, "type": "tmpfs", "source": "tmpfs",
+                "options": set.chain([access]).chain(data).collect::<Vec<_>>()})
+        }
+    }
 }
 
 fn resources(config: &WardenConfig, guest: GuestLimits) -> Value {
@@ -167,8 +187,8 @@ mod tests {
                 no_new_privs: true,
             },
             power_off_at_exit: true,
+            mounts: vec![MountPlan { target: "/s".into(), read_only: true, source: MountSource::Share(0) }],
             limits: GuestLimits { pids: 7, shm_bytes: 0 },
-            mounts: Vec::new(),
         }
     }
 
@@ -181,6 +201,7 @@ mod tests {
             vsock: "/v".into(),
             control: "/c".into(),
             network: None,
+            shares: Vec::new(),
             limits: Limits { memory: Some(1 << 20), quota: Some((1000, 2000)), ..Limits::default() },
             privileged,
         }

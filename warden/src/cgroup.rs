@@ -98,8 +98,7 @@ impl Track {
 fn own_path<'a>(own: &'a str, root: &Path) -> Option<&'a str> {
     let name = root.file_name()?.to_str()?.split(',').next()?;
     let wanted = match name {
-        "memory" | "cpuacct" | "freezer" => name,
-        "cpu" if root.ends_with("cpu,cpuacct") => "cpuacct",
+        "cpu" | "memory" | "cpuacct" | "freezer" => name,
         "cgroup" | "unified" => "",
         _ => return None,
     };

@@ -81,6 +81,8 @@ pub struct WardenConfig {
     pub network: Option<i32>,
     /// What the container may take of its host.
     pub limits: Limits,
+    /// Directories and files of the host that the plan's mounts name by their number.
+    pub shares: Vec<PathBuf>,
     /// Every capability, no masked paths, no filter.
     pub privileged: bool,
 }

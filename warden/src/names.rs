@@ -13,3 +13,8 @@ pub const LAYER: &str = "/mnt/layer";
 pub const ROOT: &str = "/mnt/root";
 /// The OCI runtime's bundle and state, and the files that are laid over the image's.
 pub const BUNDLE: &str = "/mnt/bundle";
+
+/// A directory or file of the host that is mounted in the container.
+pub fn share(number: usize) -> String {
+    format!("{BASE}/share{number}")
+}

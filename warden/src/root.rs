@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
 
 use crate::names::{BASE, BUNDLE, IMAGE, LAYER, ROOT};
-use crate::{Isolation, WardenConfig, idmap};
+use crate::{Isolation, WardenConfig, idmap, names};
 
 /// Nodes of `/dev`: name, major, minor.
 const NODES: &[(&str, u32, u32)] =
@@ -33,10 +33,19 @@ pub fn make(config: &WardenConfig) -> Result<(), Failure> {
     // Both are taken before the cover may hide them.
     let image = File::open(&config.image).during(&format!("open {}", config.image.display()))?;
     let layer = config.layer.as_deref().map(layer).transpose()?;
+    let shares = config.shares.iter().map(|path| share(path)).collect::<Result<Vec<_>, _>>()?;
     mount("warden", BASE, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, Some(c"mode=755"))
         .during(&format!("mount a memory file system on {BASE}"))?;
     for directory in [IMAGE, LAYER, ROOT, BUNDLE] {
         fs::create_dir(directory).during(directory)?;
+    }
+    for (number, (share, is_directory)) in shares.iter().enumerate() {
+        let path = names::share(number);
+        match is_directory {
+            true => fs::create_dir(&path).during(&path)?,
+            false => drop(File::create(&path).during(&path)?),
+        }
+        idmap::place(share, &path, map)?;
     }
     mount_image(&image)?;
     if map.is_some() {
@@ -80,6 +89,12 @@ fn as_owner<T>(owner: Option<u32>, mount: impl FnOnce() -> T) -> Result<T, Failu
         set(bits)?;
         Ok(result)
     }
+}
+
+/// A directory or file of the host as a detached mount, and whether it is a directory.
+fn share(path: &Path) -> Result<(OwnedFd, bool), Failure> {
+    let is_directory = path.metadata().during(&format!("find {}", path.display()))?.is_dir();
+    Ok((idmap::copy_of(path)?, is_directory))
 }
 
 /// The writable layer's directory as a detached mount.

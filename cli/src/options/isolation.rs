@@ -4,8 +4,6 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use engine::container::spec::MachineSpec;
 use engine::isolation::Isolation;
-use engine::resources::ResourceSpec;
-use engine::resources::rates::DeviceRates;
 
 /// `--isolation`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -24,7 +22,7 @@ impl IsolationKind {
     pub fn isolation(
         self,
         machine: &MachineSpec,
-        limits: &ResourceSpec,
+        (limited, rated): (bool, bool),
         confined: bool,
     ) -> anyhow::Result<Isolation> {
         let isolation = match self {
@@ -38,14 +36,14 @@ impl IsolationKind {
             "--isolation {name} has the host's kernel: --kernel, --initrd and --kernel-arg need --isolation vm"
         );
         ensure!(
-            limits.rates == DeviceRates::default(),
-            "--isolation {name} has no devices of its own: --device-read-bps and its companions and --network-rate need \
-             --isolation vm"
+            !rated,
+            "--isolation {name} has no devices of its own: --device-read-bps and its companions and --network-rate \
+             need --isolation vm"
         );
         let bare = isolation == Isolation::Process;
         ensure!(
-            !(bare && *limits != ResourceSpec::default()),
-            "--isolation process limits nothing: --memory, --cpus and their like need --isolation container or vm"
+            !(bare && limited),
+            "--isolation process limits nothing: --memory, --cpus, --pids-limit and their like need --isolation container or vm"
         );
         ensure!(
             !(bare && confined),
@@ -70,18 +68,17 @@ mod tests {
             kernel_args: Vec::new(),
             cold: false,
             next_memory_mib: None,
-            memory_reclaim: true,
+            memory_reclaim: false,
         };
-        let none = ResourceSpec::default();
-        let shares = ResourceSpec { shares: Some(7), ..ResourceSpec::default() };
-        let rates = DeviceRates { network: Some(7), ..DeviceRates::default() };
-        let rates = ResourceSpec { rates, ..ResourceSpec::default() };
-        assert_eq!(IsolationKind::Vm.isolation(&machine(Some("/k")), &rates, true).unwrap(), Isolation::Vm);
-        assert!(IsolationKind::Container.isolation(&machine(Some("/k")), &none, false).is_err());
-        assert!(IsolationKind::Container.isolation(&machine(None), &shares, true).is_ok());
-        assert!(IsolationKind::Container.isolation(&machine(None), &rates, false).is_err());
-        for (limited, confined) in [(&shares, false), (&none, true)] {
-            assert!(IsolationKind::Process.isolation(&machine(None), limited, confined).is_err());
+        assert!(IsolationKind::Container.isolation(&machine(None), (false, true), false).is_err());
+        assert_eq!(
+            IsolationKind::Vm.isolation(&machine(Some("/k")), (true, true), true).unwrap(),
+            Isolation::Vm
+        );
+        assert!(IsolationKind::Container.isolation(&machine(Some("/k")), (false, false), false).is_err());
+        assert!(IsolationKind::Container.isolation(&machine(None), (true, false), true).is_ok());
+        for (limited, confined) in [(true, false), (false, true)] {
+            assert!(IsolationKind::Process.isolation(&machine(None), (limited, false), confined).is_err());
         }
     }
 }

@@ -316,12 +316,17 @@ impl Keeper<'_> {
         Ok(Life::new(setup, vm).run()?)
     }
 
-    /// Makes its volumes and starts what serves them and the host's directories, if it has any.
-    fn serve_files(&self) -> Result<Option<FileServer>, RunError> {
+    /// Makes its volumes; gives them and the host's directories that it has.
+    fn shares(&self) -> Result<Vec<shares::Share>, RunError> {
         let store = VolumeStore::new(self.dirs);
         store.ensure(&self.spec.mounts, true)?;
         store.fill(&self.spec.mounts, &self.container.data().join(&self.spec.rootfs))?;
-        let shares = volumes::spec::shares(&self.spec.mounts, &store);
+        Ok(volumes::spec::shares(&self.spec.mounts, &store))
+    }
+
+    /// Makes its volumes and starts what serves them and the host's directories, if it has any.
+    fn serve_files(&self) -> Result<Option<FileServer>, RunError> {
+        let shares = self.shares()?;
         if shares.is_empty() {
             return Ok(None);
         }

@@ -31,7 +31,7 @@ use crate::session::link::Link;
 use crate::session::signals::Signals;
 use crate::template::MakeError;
 use crate::trace::Trace;
-use crate::volumes::{MountSpec, VolumeStore};
+use crate::volumes::{self, MountSpec, VolumeStore};
 use machine::Machine;
 use warm::{Level, Warmer};
 
@@ -123,7 +123,7 @@ pub fn make(
         machine: options.machine.clone(),
         network,
         resources: options.resources.clone(),
-        mounts: isolation::mounts(options.isolation, &options.mounts, &image.process())?,
+        mounts: volumes::resolve(options.mounts.clone(), &volumes::of_image(&image.process()))?,
         lifetime: options.lifetime.clone(),
         health: options.health.clone(),
         labels: options.labels.clone(),
