@@ -178,7 +178,7 @@ fn limits() -> anyhow::Result<()> {
     // Processes and /dev/shm, as a VM's guest holds them.
     let options = ["--network", "none", "--pids-limit", "8", "--shm-size", "1m"];
     let script =
-        "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>&1 | head -1; df -k /dev/shm | tail -1";
+        "df -k /dev/shm | tail -1; (for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done) 2>&1; echo $?";
     let seen = shell("container", &options, script)?;
     ensure!(seen.contains("fork") && seen.contains("1024"), "{seen}");
     let spin = "t=$(cut -d' ' -f1 /proc/uptime); timeout 1 sh -c 'while :; do :; done'; cat /proc/self/status | grep -c Name";

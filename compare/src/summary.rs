@@ -1,7 +1,7 @@
 //! The report in plain words, from its figures alone.
 
 use crate::Column;
-use crate::report::{Kind, Report};
+use crate::report::{Kind, Report, Row};
 use crate::sample::short;
 
 /// A difference below this is none.
@@ -66,8 +66,8 @@ fn cost_of_speed(report: &Report) -> Option<String> {
     let rows: Vec<_> =
         report.rows.iter().filter(|row| row.kind == Kind::Speed && row.ratio(Column::Vm).is_some()).collect();
     let told: Vec<_> = rows.iter().filter(|row| !report.is_distorted(row, Column::Vm)).collect();
-    let list = |want: fn(f64) -> bool| {
-        let found = told.iter().filter(|row| row.ratio(Column::Vm).is_some_and(want));
+    let list = |wanted: Verdict| {
+        let found = told.iter().filter(|row| verdict(row) == Some(wanted));
         found
             .map(|row| {
                 format!("{} ({} %)", row.title, short(row.ratio(Column::Vm).unwrap_or_default() * 100.0))
@@ -77,9 +77,10 @@ fn cost_of_speed(report: &Report) -> Option<String> {
     };
     let mut text = String::new();
     for (label, found) in [
-        ("as fast as a container", list(|ratio| (ratio - 1.0).abs() < SAME)),
-        ("slower", list(|ratio| ratio <= 1.0 - SAME)),
-        ("faster", list(|ratio| ratio >= 1.0 + SAME)),
+        ("as fast as a container", list(Verdict::Same)),
+        ("slower", list(Verdict::Slower)),
+        ("faster", list(Verdict::Faster)),
+        ("not to be told from a container, as both spread so much,", list(Verdict::Noise)),
     ] {
         if !found.is_empty() {
             text.push_str(&format!(" The VM is {label} in: {found}."));
@@ -93,6 +94,27 @@ fn cost_of_speed(report: &Report) -> Option<String> {
         ));
     }
     (!text.is_empty()).then(|| text.trim_start().to_owned())
+}
+
+/// How a VM compares with a container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    Slower,
+    Faster,
+    /// The difference is within what the samples spread.
+    Noise,
+}
+
+fn verdict(row: &Row) -> Option<Verdict> {
+    let (container, vm) = (row.figures.get(&Column::Container)?, row.figures.get(&Column::Vm)?);
+    let ratio = row.ratio(Column::Vm)?;
+    Some(match (vm.median - container.median).abs() <= container.spread + vm.spread {
+        _ if (ratio - 1.0).abs() < SAME => Verdict::Same,
+        true => Verdict::Noise,
+        false if ratio < 1.0 => Verdict::Slower,
+        false => Verdict::Faster,
+    })
 }
 
 fn gain_of_isolation(report: &Report) -> Option<String> {
@@ -157,6 +179,19 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Use a VM for what you do not trust"), "{text}");
+    }
+
+    #[test]
+    fn what_lies_within_the_spread_is_no_difference() {
+        let mut report = example();
+        let row = report.rows.iter_mut().find(|row| row.id == "integer").unwrap();
+        let vm = row.figures.get_mut(&crate::Column::Vm).unwrap();
+        (vm.median, vm.spread) = (0.5e9, 1e8);
+        let text = |report: &crate::Report| super::of(report).join("\n");
+        assert!(text(&report).contains("slower in: integer"), "{}", text(&report));
+        let row = report.rows.iter_mut().find(|row| row.id == "integer").unwrap();
+        row.figures.get_mut(&crate::Column::Vm).unwrap().spread = 9e8;
+        assert!(text(&report).contains("not to be told from a container"), "{}", text(&report));
     }
 
     #[test]

@@ -132,6 +132,7 @@ mod tests {
             "{text}"
         );
         report.host.emulated = Some(false);
+        report.summary = crate::summary::of(&report);
         let text = super::render(&report);
         assert!(!text.contains('*'), "{text}");
     }
