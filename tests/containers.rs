@@ -368,6 +368,10 @@ fn fraction() -> anyhow::Result<()> {
     ensure!(total > 100 << 20 && total < 192 << 20 && used > 0 && used < total, "{stats}");
     let (vmm, given) = (bytes("host", "vmm_pss"), bytes("host", "guest_pss"));
     ensure!(vmm > 100 << 10 && vmm < 32 << 20 && given > 1 << 20 && given < total, "{stats}");
+    let metrics = installation.stdout(["stats", "--format", "prometheus"])?;
+    let line = metrics.lines().find(|line| line.starts_with("lighter_container_cpu_seconds_total{"));
+    let seconds: f64 = line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).context(metrics)?;
+    ensure!(seconds > 1.0, "{seconds} s of a CPU");
     let id = field(&installation, "spin", ".Id")?;
     let memory = field(&installation, "spin", ".HostConfig.Resources.memory")?.parse::<u64>()?;
     ensure!(memory > 128 << 20 && memory < 192 << 20, "{memory} bytes");

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use engine::container::spec::{HealthSpec, Lifetime};
+use engine::container::health::HealthOptions;
+use engine::container::spec::Lifetime;
 use engine::log::LogSpec;
 use engine::plan::resources;
 
@@ -26,18 +27,21 @@ pub struct LifetimeArgs {
     /// Test its health with this command, in a shell
     #[arg(long, value_name = "COMMAND")]
     pub health_cmd: Option<String>,
-    /// Time between two tests
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub health_interval: String,
-    /// Time that a test may take
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub health_timeout: String,
-    /// Time after the start in which failures do not count
-    #[arg(long, value_name = "DURATION", default_value = "0s")]
-    pub health_start_period: String,
-    /// Failures in a row that make it unhealthy
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub health_retries: u32,
+    /// Time between two tests [default: the image's, or 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub health_interval: Option<String>,
+    /// Time that a test may take [default: the image's, or 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub health_timeout: Option<String>,
+    /// Time after the start in which failures do not count [default: the image's, or 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub health_start_period: Option<String>,
+    /// Failures in a row that make it unhealthy [default: the image's, or 3]
+    #[arg(long, value_name = "N")]
+    pub health_retries: Option<u32>,
+    /// Do not test its health, whatever the image says
+    #[arg(long, conflicts_with = "health_cmd")]
+    pub no_healthcheck: bool,
     /// Note about the container
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
@@ -58,19 +62,19 @@ impl LifetimeArgs {
     }
 
     /// For the engine.
-    pub fn health(&self) -> anyhow::Result<Option<HealthSpec>> {
-        let Some(command) = &self.health_cmd else { return Ok(None) };
-        let milliseconds = |option: &str, text: &str| {
-            let duration = duration(text).with_context(|| option.to_owned())?;
-            anyhow::Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    pub fn health(&self) -> anyhow::Result<HealthOptions> {
+        let milliseconds = |option: &'static str, text: &Option<String>| {
+            let duration = text.as_deref().map(duration).transpose().context(option)?;
+            anyhow::Ok(duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
         };
-        Ok(Some(HealthSpec {
-            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()],
-            interval_ms: milliseconds("--health-interval", &self.health_interval)?.max(1),
-            timeout_ms: milliseconds("--health-timeout", &self.health_timeout)?.max(1),
+        Ok(HealthOptions {
+            disabled: self.no_healthcheck,
+            command: self.health_cmd.clone(),
+            interval_ms: milliseconds("--health-interval", &self.health_interval)?,
+            timeout_ms: milliseconds("--health-timeout", &self.health_timeout)?,
             start_period_ms: milliseconds("--health-start-period", &self.health_start_period)?,
             retries: self.health_retries,
-        }))
+        })
     }
 
     /// For the engine.

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use engine::container::record;
 use engine::dirs::Dirs;
-use engine::stats::{self, Stats};
+use engine::stats::{self, Stats, prometheus};
 use serde_json::json;
 
 use crate::lifecycle_commands::running;
-use crate::output::{self, Format, human_size};
+use crate::output::{self, human_size};
 
 /// Between two readings.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -22,16 +22,31 @@ pub struct StatsArgs {
     /// Print once
     #[arg(long)]
     no_stream: bool,
-    /// How to print
+    /// How to print; prometheus prints once
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: Format,
+    format: StatsFormat,
     /// Names or IDs [default: all that run]
     containers: Vec<String>,
+}
+
+/// `--format`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum StatsFormat {
+    /// For people
+    #[default]
+    Table,
+    /// For programs; has a `schema` field
+    Json,
+    /// For Prometheus, its text exposition format
+    Prometheus,
 }
 
 /// Prints figures, again and again unless told otherwise.
 pub fn stats(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<()> {
     let mut before = read(dirs, args)?;
+    if args.format == StatsFormat::Prometheus {
+        return output::print(&prometheus::text(&before.values().collect::<Vec<_>>()));
+    }
     loop {
         std::thread::sleep(INTERVAL);
         let now = read(dirs, args)?;
@@ -63,8 +78,8 @@ fn cpu_percent(now: &Stats, before: Option<&Stats>) -> f64 {
     now.cpu_ns.saturating_sub(before.cpu_ns) as f64 * 100.0 / time as f64
 }
 
-fn show(lines: &[(&Stats, Option<&Stats>)], format: Format) -> anyhow::Result<()> {
-    if format == Format::Json {
+fn show(lines: &[(&Stats, Option<&Stats>)], format: StatsFormat) -> anyhow::Result<()> {
+    if format == StatsFormat::Json {
         let lines: Vec<_> = lines
             .iter()
             .map(|(now, before)| json!({"cpu_percent": cpu_percent(now, *before), "stats": now}))

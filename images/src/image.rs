@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Config, ImageConfiguration};
 
 use crate::digest::{ChainId, DiffId, Digest};
+use crate::healthcheck::Healthcheck;
 use crate::manifest::Compression;
 use crate::store::Lease;
 
@@ -64,6 +65,8 @@ pub struct Image {
     pub config_digest: Digest,
     /// Entrypoint, command, environment, user, working directory, stop signal, ports, volumes, history.
     pub config: ImageConfiguration,
+    /// Docker's addition to it.
+    pub healthcheck: Option<Healthcheck>,
     /// What its root filesystem is made of.
     pub contents: Contents,
     /// Keeps garbage collection away.

@@ -11,6 +11,7 @@ pub mod commit;
 pub mod digest;
 pub mod erofs;
 pub mod ext4;
+pub mod healthcheck;
 pub mod history;
 pub mod image;
 pub mod manifest;

@@ -12,9 +12,10 @@ use images::{ImageSource, Progress, Store, rootfs};
 use rustix::fs::{Access, access};
 
 use crate::container::Container;
+use crate::container::health::HealthOptions;
 use crate::container::id::ContainerId;
 use crate::container::record::Record;
-use crate::container::spec::{ContainerSpec, HealthSpec, Lifetime, MachineSpec, SCHEMA};
+use crate::container::spec::{ContainerSpec, Lifetime, MachineSpec, SCHEMA};
 use crate::container::state::{State, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
@@ -59,7 +60,7 @@ pub struct RunOptions {
     /// Begin and end.
     pub lifetime: Lifetime,
     /// `--health-cmd` and its companions.
-    pub health: Option<HealthSpec>,
+    pub health: HealthOptions,
     /// `--label`
     pub labels: BTreeMap<String, String>,
     /// `--log-opt`
@@ -125,7 +126,7 @@ pub fn make(
         resources: options.resources.clone(),
         mounts: volumes::resolve(options.mounts.clone(), &volumes::of_image(&image.process()))?,
         lifetime: options.lifetime.clone(),
-        health: options.health.clone(),
+        health: options.health.spec(image.healthcheck.as_ref()),
         labels: options.labels.clone(),
         log: options.log,
     };

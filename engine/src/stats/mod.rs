@@ -2,6 +2,7 @@
 
 mod guest;
 mod memory;
+pub mod prometheus;
 
 use std::io;
 use std::path::Path;

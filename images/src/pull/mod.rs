@@ -258,6 +258,7 @@ fn directory(name: &str, path: &std::path::Path, lease: Lease) -> Result<Image, 
         manifest_digest: digest.clone(),
         config_digest: digest,
         config,
+        healthcheck: None,
         contents: Contents::Directory(path.to_owned()),
         _lease: lease,
     })

@@ -33,6 +33,7 @@ use refs::Refs;
 use serde::Serialize;
 
 use crate::digest::{ChainId, Digest};
+use crate::healthcheck::Healthcheck;
 use crate::image::{Contents, Image, Layer};
 use crate::manifest::{self, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, ManifestError};
 use crate::source::ImageSource;
@@ -113,6 +114,7 @@ impl Store {
         let refused = |source| StoreError::Manifest { name: name.to_owned(), source };
         let manifest = self.manifest(name, &record.manifest)?;
         let config = self.blobs.read(&manifest.config.digest, MAX_CONFIG_BYTES)?;
+        let healthcheck = Healthcheck::of(&config);
         let (config, diff_ids) = manifest::parse_config(&config, manifest.layers.len()).map_err(refused)?;
         let chain_id = ChainId::of(&diff_ids);
         if let Some(lost) = manifest.layers.iter().find(|layer| !self.blobs.has(&layer.digest, layer.size)) {
@@ -127,6 +129,7 @@ impl Store {
             manifest_digest: record.manifest.clone(),
             config_digest: manifest.config.digest,
             config,
+            healthcheck,
             contents: Contents::Layers { chain_id, layers: layers.collect() },
             _lease: lease,
         })
