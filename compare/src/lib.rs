@@ -127,6 +127,10 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &dyn Fn(&str)) -> Res
             Group::Portability => portability::measure(&context, &mut report),
         }
     }
+    if options.quick && options.only.contains(&Group::Start) {
+        let context = Context { lighter: &lighter, options, columns: &columns, is_over: &is_over, progress };
+        start::measure_cold(&context, &mut report);
+    }
     report.partial = is_over().then(|| match stop.load(Ordering::Relaxed) {
         true => "stopped by the user".to_owned(),
         false => format!("the limit of {} s was reached", options.limit.as_secs()),

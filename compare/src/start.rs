@@ -5,20 +5,39 @@ use std::time::Duration;
 
 use crate::lighter::{Ran, Run};
 use crate::report::{Kind, Report, row};
-use crate::{Column, Context};
+use crate::{Column, Context, Figure};
 
 /// Starts of a VM that boots: each takes ten seconds and more where its kernel is emulated.
 const COLD_RUNS: usize = 3;
+
+/// With `--quick` a boot is measured once, when everything else is.
+pub fn measure_cold(context: &Context<'_>, report: &mut Report) {
+    if !context.columns.contains(&Column::VmCold) || (context.is_over)() {
+        return;
+    }
+    (context.progress)("start: VM, cold");
+    let ran = context.lighter.run(&Run::image(Column::VmCold, context.options));
+    if ran.code.is_none_or(|code| (125..=127).contains(&code)) {
+        return;
+    }
+    for (id, took) in [("start", ran.first_byte), ("whole", ran.whole)] {
+        let figure = Figure::of(vec![took.as_secs_f64() * 1e3]);
+        if let (Some(figure), Some(row)) = (figure, report.rows.iter_mut().find(|row| row.id == id)) {
+            row.figures.insert(Column::VmCold, figure);
+        }
+    }
+    report.phases.insert(Column::VmCold, ran.phases);
+}
 
 /// Alternates the columns run by run, after one run of each that does not count.
 pub fn measure(context: &Context<'_>, report: &mut Report) {
     let mut ran: BTreeMap<Column, Vec<Ran>> = BTreeMap::new();
     let mut failed: BTreeMap<Column, String> = BTreeMap::new();
-    let cold_runs = if context.options.quick { 1 } else { COLD_RUNS };
     for number in 0..=context.options.runs {
         for column in context.columns {
             // A boot warms nothing up that the run before it has not.
-            let too_many = *column == Column::VmCold && (number == 0 || number > cold_runs);
+            let too_many =
+                *column == Column::VmCold && (number == 0 || number > COLD_RUNS || context.options.quick);
             if too_many || failed.contains_key(column) || (context.is_over)() {
                 continue;
             }
