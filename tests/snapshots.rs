@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lighter_tests::harness::{Need, main as run_tests, test};
-use lighter_tests::image::busybox_reference;
+use lighter_tests::image::{busybox_reference, oci_layout};
 use lighter_tests::lighter::{GUEST_DEADLINE, Installation, finish};
+use lighter_tests::registry::Registry;
 use serde_json::Value;
 
 /// Counts quickly for a while, again and again, so that something is often on its way.
@@ -21,6 +22,11 @@ fn main() -> ExitCode {
         test("a_restored_container_goes_on_where_it_was_saved", &[Need::Kvm], restored),
         test("clones_have_identities_of_their_own_and_lose_no_output", &[Need::Kvm], cloned),
         test("an_exported_snapshot_goes_on_in_another_installation", &[Need::Kvm], carried),
+        test(
+            "a_snapshot_goes_through_a_registry",
+            &[Need::Kvm, Need::Program("docker-registry"), Need::Program("skopeo"), Need::Program("umoci")],
+            through_a_registry,
+        ),
         test("a_snapshot_removed_under_its_copies_does_not_matter", &[Need::Kvm], removed),
         test("whoever_makes_a_snapshot_may_die_at_any_time", &[Need::Kvm], killed),
         test("what_cannot_be_saved_or_found_is_said", &[Need::Kvm], refused),
@@ -184,6 +190,37 @@ fn carried() -> anyhow::Result<()> {
         json(&there, &["snapshot", "ls", "--format", "json"])?["snapshots"].as_array().map(Vec::len)
             == Some(1)
     );
+    Ok(())
+}
+
+fn through_a_registry() -> anyhow::Result<()> {
+    let (here, there) = (Tidy::new()?, Tidy::new()?);
+    let registry = Registry::start()?;
+    start(&here, "one", TICKER)?;
+    here.stdout(["exec", "one", "sh", "-c", "echo first > /tmp/file"])?;
+    here.stdout(["snapshot", "create", "one"])?;
+    here.stdout(["rm", "-f", "one"])?;
+    let reference = format!("{}/machines/one:now", registry.address);
+    let pushed = here.stdout(["snapshot", "push", "one", &reference])?;
+    ensure!(pushed.contains("digest: sha256:") && !pushed.contains("sent: 0 B"), "{pushed}");
+    // What is there is not sent again.
+    let again =
+        here.stdout(["snapshot", "push", "one", &format!("{}/machines/one:later", registry.address)])?;
+    ensure!(again.contains("sent: 0 B"), "{again}");
+    there.stdout(["snapshot", "pull", &reference, "pulled"])?;
+    ensure!(failure(&there, &["snapshot", "pull", &reference, "pulled"])?.contains("already"));
+    there.stdout(["restore", "pulled", "--name", "one"])?;
+    ensure_contiguous(&numbers(&there, "one", 5)?)?;
+    ensure!(there.stdout(["exec", "one", "cat", "/tmp/file"])?.trim() == "first");
+    there.stdout(["rm", "-f", "one"])?;
+    let base = tempfile::tempdir()?;
+    let layout = oci_layout(base.path(), &[])?;
+    let image = registry.push(&format!("oci:{}:latest", layout.display()), "image:1")?;
+    let refused = failure(&there, &["snapshot", "pull", &image, "image"])?;
+    ensure!(refused.contains("is no application/vnd.lighter.snapshot"), "{refused}");
+    ensure!(failure(&there, &["snapshot", "pull", &format!("{reference}r"), "none"])?.contains("nowr"));
+    let left = json(&there, &["snapshot", "ls", "--format", "json"])?;
+    ensure!(left["snapshots"].as_array().map(Vec::len) == Some(1), "{left}");
     Ok(())
 }
 

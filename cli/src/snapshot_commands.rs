@@ -7,12 +7,16 @@ use anyhow::ensure;
 use clap::{Args, Subcommand};
 use engine::container::record::{self, Record};
 use engine::dirs::Dirs;
-use engine::snapshot::{self, Place, SnapshotStore, archive};
+use engine::snapshot::{self, Place, SnapshotStore, archive, remote};
+use images::push::PushOptions;
+use images::reference::Reference;
+use images::registry::RegistryOptions;
 use serde_json::json;
 
 use crate::image_commands::familiar;
 use crate::lifecycle_commands::{each, running, wait_until_started};
 use crate::output::{self, Format};
+use crate::progress::Bars;
 
 /// `lighter snapshot ...`
 #[derive(Subcommand)]
@@ -30,6 +34,49 @@ pub enum SnapshotCommand {
     Export(ExportArgs),
     /// Read what `export` wrote
     Import(ImportArgs),
+    /// Put a snapshot into a registry
+    Push(SnapshotPushArgs),
+    /// Get a snapshot out of a registry
+    Pull(SnapshotPullArgs),
+}
+
+/// `lighter snapshot push`
+#[derive(Args)]
+pub struct SnapshotPushArgs {
+    /// How to talk to the registry.
+    #[command(flatten)]
+    registry: TlsArgs,
+    /// The snapshot
+    snapshot: String,
+    /// Where to: REGISTRY/NAME:TAG
+    reference: Reference,
+}
+
+/// `lighter snapshot pull`
+#[derive(Args)]
+pub struct SnapshotPullArgs {
+    /// How to talk to the registry.
+    #[command(flatten)]
+    registry: TlsArgs,
+    /// Where from: REGISTRY/NAME:TAG
+    reference: Reference,
+    /// Name of the snapshot here
+    name: String,
+}
+
+/// How to talk to a registry, where there are no platforms.
+#[derive(Args)]
+pub struct TlsArgs {
+    /// Insist on HTTPS with a valid certificate, except on loopback
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    tls_verify: bool,
+}
+
+impl TlsArgs {
+    fn options(&self) -> RegistryOptions {
+        RegistryOptions { tls_verify: self.tls_verify, ..RegistryOptions::default() }
+    }
 }
 
 /// `lighter snapshot create`
@@ -108,6 +155,8 @@ pub fn snapshot(dirs: &Dirs, command: &SnapshotCommand) -> anyhow::Result<u8> {
             archive::export(&SnapshotStore::new(dirs).find(&args.snapshot)?.directory, &args.file)?;
         }
         SnapshotCommand::Import(args) => import(dirs, args)?,
+        SnapshotCommand::Push(args) => push(dirs, args)?,
+        SnapshotCommand::Pull(args) => pull(dirs, args)?,
         SnapshotCommand::Rm(args) => {
             let store = SnapshotStore::new(dirs);
             return each(&args.snapshots, |name| Ok(store.remove(name)?));
@@ -133,6 +182,32 @@ fn import(dirs: &Dirs, args: &ImportArgs) -> anyhow::Result<()> {
     store.check_free(&args.name)?;
     let draft = archive::import(&store, &args.file)?;
     store.publish(draft, &args.name)?;
+    output::print(&format!("{}\n", args.name))
+}
+
+fn push(dirs: &Dirs, args: &SnapshotPushArgs) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(dirs);
+    let found = store.find(&args.snapshot)?;
+    let options = PushOptions { registry: args.registry.options(), ..PushOptions::default() };
+    let bars = Bars::new();
+    let pushed = remote::push(&store, &found.directory, &args.reference, &options, &bars);
+    bars.clear();
+    let pushed = pushed?;
+    output::print(&format!(
+        "{}: digest: {} sent: {}\n",
+        pushed.name,
+        pushed.digest,
+        output::human_size(pushed.sent)
+    ))
+}
+
+fn pull(dirs: &Dirs, args: &SnapshotPullArgs) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(dirs);
+    store.check_free(&args.name)?;
+    let bars = Bars::new();
+    let draft = remote::pull(&store, &args.reference, &args.registry.options(), &bars);
+    bars.clear();
+    store.publish(draft?, &args.name)?;
     output::print(&format!("{}\n", args.name))
 }
 

@@ -6,6 +6,7 @@
 //!            archives ─┴► blobs/, refs/
 //! ```
 
+pub mod artifact;
 pub mod auth;
 pub mod commit;
 pub mod digest;

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub enum PushError {
         /// What it is.
         manifest: Digest,
     },
+    /// A blob could not be read.
+    #[error("cannot read what is to be pushed")]
+    Blob(#[source] io::Error),
     /// Another layer failed first; never the error that is reported.
     #[error("given up because another layer failed")]
     Cancelled,
@@ -127,16 +131,15 @@ impl Store {
         let client = retried(timing, "the connection", progress, || {
             Client::connect(&target, access.clone(), &options.registry)
         })?;
-        let job = Job { store: self, client: &client, options, progress, sent: AtomicU64::new(0) };
-        let mut seen = BTreeSet::new();
-        let layers: Vec<&BlobRef> = manifest.layers.iter().filter(|blob| seen.insert(&blob.digest)).collect();
-        parallel::for_each(&layers, options.parallel, |blob, cancelled| job.blob(blob, cancelled))?;
-        job.blob(&manifest.config, &AtomicBool::new(false))?;
+        let path = |digest: &Digest| self.blobs.path(digest);
+        let small = |digest: &Digest| self.blobs.read(digest, MAX_CONFIG_BYTES).map_err(io::Error::other);
+        let sender = Sender::new(&client, options, progress, &path, &small);
+        sender.send_all(&manifest.layers, &manifest.config)?;
         let media_type = media_type(&bytes, &manifest);
         retried(timing, "the manifest", progress, || {
             client.put_manifest(target.version(), &media_type, &bytes)
         })?;
-        let sent = job.sent.into_inner();
+        let sent = sender.sent();
         Ok(Pushed { name: target.to_string(), digest: digest.clone(), size: bytes.len() as u64, sent })
     }
 
@@ -159,16 +162,46 @@ impl Store {
     }
 }
 
+/// Where the blobs of a push are.
+type PathOf<'a> = &'a (dyn Fn(&Digest) -> PathBuf + Sync);
+/// The bytes of a small one.
+type BytesOf<'a> = &'a (dyn Fn(&Digest) -> io::Result<Vec<u8>> + Sync);
+
 /// What every step of one push knows.
-struct Job<'a> {
-    store: &'a Store,
+pub(crate) struct Sender<'a> {
     client: &'a Client,
     options: &'a PushOptions,
     progress: &'a dyn Progress,
+    path: PathOf<'a>,
+    small: BytesOf<'a>,
     sent: AtomicU64,
 }
 
-impl Job<'_> {
+impl<'a> Sender<'a> {
+    /// Sends blobs whose files are at `path`, and whose bytes `small` reads if they are few.
+    pub(crate) fn new(
+        client: &'a Client,
+        options: &'a PushOptions,
+        progress: &'a dyn Progress,
+        path: PathOf<'a>,
+        small: BytesOf<'a>,
+    ) -> Self {
+        Self { client, options, progress, path, small, sent: AtomicU64::new(0) }
+    }
+
+    /// Brings all layers to the registry, then the configuration.
+    pub(crate) fn send_all(&self, layers: &[BlobRef], config: &BlobRef) -> Result<(), PushError> {
+        let mut seen = BTreeSet::new();
+        let layers: Vec<&BlobRef> = layers.iter().filter(|blob| seen.insert(&blob.digest)).collect();
+        parallel::for_each(&layers, self.options.parallel, |blob, cancelled| self.blob(blob, cancelled))?;
+        self.blob(config, &AtomicBool::new(false))
+    }
+
+    /// Bytes that were sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     /// Brings one blob to the registry, however often that takes.
     fn blob(&self, blob: &BlobRef, cancelled: &AtomicBool) -> Result<(), PushError> {
         let what = format!("layer {}", blob.digest.short());
@@ -223,7 +256,7 @@ impl Job<'_> {
         let position = upload.position;
         progress.event(Event::LayerStarted { digest, size: blob.size, resumed_at: position });
         if blob.size <= SMALL_BLOB && position == 0 {
-            client.put_small(upload, digest, &self.store.blobs.read(digest, MAX_CONFIG_BYTES)?)?;
+            client.put_small(upload, digest, &(self.small)(digest).map_err(PushError::Blob)?)?;
         } else {
             self.send(blob, upload, cancelled)?;
         }
@@ -233,7 +266,7 @@ impl Job<'_> {
     }
 
     fn send(&self, blob: &BlobRef, upload: &mut Upload, cancelled: &AtomicBool) -> Result<(), PushError> {
-        let path = self.store.blobs.path(&blob.digest);
+        let path = (self.path)(&blob.digest);
         let open = |position| {
             let mut file = File::open(&path)?;
             file.seek(SeekFrom::Start(position))?;

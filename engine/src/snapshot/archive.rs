@@ -29,7 +29,7 @@ pub const SCHEMA: &str = "lighter.snapshot-archive.v1";
 /// Name of the last entry.
 const DIGESTS: &str = "digests.json";
 /// Fast: memory is written while somebody waits.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 /// Longest description of a file's extents. Stops an archive from filling memory.
 const MAX_LAYOUT: u64 = 16 << 20;
 /// Longest file: no disk and no memory of ours is larger.
@@ -37,7 +37,7 @@ const MAX_LEN: u64 = 1 << 44;
 
 /// Where a file's data is.
 #[derive(Debug, Deserialize, Serialize)]
-struct Layout {
+pub(super) struct Layout {
     len: u64,
     extents: Vec<(u64, u64)>,
 }
@@ -50,7 +50,7 @@ struct Digests {
 }
 
 /// Paths of a snapshot's files within it, and whether there is always one.
-fn files() -> [(PathBuf, bool); 6] {
+pub(super) fn files() -> [(PathBuf, bool); 6] {
     [
         (Manifest::FILE.into(), true),
         (Path::new(MACHINE).join("state"), true),
@@ -95,8 +95,7 @@ fn write<W: Write>(directory: &Path, out: W) -> io::Result<W> {
         let mut head = serde_json::to_vec(&layout)?;
         head.push(b'\n');
         let data: u64 = layout.extents.iter().map(|(_, len)| len).sum();
-        let content =
-            head.as_slice().chain(Extents { source: &source, left: layout.extents.into_iter(), piece: 0 });
+        let content = head.as_slice().chain(Extents::new(&source, layout));
         let mut content = Hashing { inner: content, hash: Sha256::new() };
         archive.append_data(&mut header(head.len() as u64 + data), &name, &mut content)?;
         digests.files.insert(name.to_string_lossy().into_owned(), hex(content.hash));
@@ -171,7 +170,7 @@ fn hex(hash: Sha256) -> String {
 }
 
 impl Layout {
-    fn of(source: &File) -> io::Result<Self> {
+    pub(super) fn of(source: &File) -> io::Result<Self> {
         let len = source.metadata()?.len();
         let (mut extents, mut position) = (Vec::new(), 0);
         while position < len {
@@ -186,7 +185,7 @@ impl Layout {
         Ok(Layout { len, extents })
     }
 
-    fn read(content: &mut impl io::BufRead) -> io::Result<Self> {
+    pub(super) fn read(content: &mut impl io::BufRead) -> io::Result<Self> {
         let mut line = Vec::new();
         content.by_ref().take(MAX_LAYOUT).read_until(b'\n', &mut line)?;
         let layout: Self = serde_json::from_slice(&line)?;
@@ -202,7 +201,7 @@ impl Layout {
     }
 
     /// Writes what follows to where it belongs in `target`.
-    fn write(&self, content: &mut impl Read, mut target: &File) -> io::Result<()> {
+    pub(super) fn write(&self, content: &mut impl Read, mut target: &File) -> io::Result<()> {
         target.set_len(self.len)?;
         for (start, len) in &self.extents {
             target.seek(SeekFrom::Start(*start))?;
@@ -218,11 +217,18 @@ impl Layout {
 }
 
 /// The data of a file, without its holes.
-struct Extents<'f> {
+pub(super) struct Extents<'f> {
     source: &'f File,
     left: std::vec::IntoIter<(u64, u64)>,
     /// Bytes that are left of the extent at the file's position.
     piece: u64,
+}
+
+impl<'f> Extents<'f> {
+    /// What `layout` says is in `source`.
+    pub(super) fn new(source: &'f File, layout: Layout) -> Self {
+        Self { source, left: layout.extents.into_iter(), piece: 0 }
+    }
 }
 
 impl Read for Extents<'_> {

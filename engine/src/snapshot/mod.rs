@@ -12,6 +12,7 @@
 pub mod archive;
 mod copy;
 mod manifest;
+pub mod remote;
 mod resumption;
 mod store;
 mod take;
