@@ -97,7 +97,7 @@ mod tests {
     fn the_vmm_can_be_run() {
         let base = tempfile::tempdir().unwrap();
         let path = vmm(&test_dirs(base.path())).unwrap();
-        let said = std::process::Command::new(path).output().unwrap();
+        let said = std::process::Command::new(path).arg("vmm").output().unwrap();
         assert_eq!(said.status.code(), Some(125));
         assert!(String::from_utf8_lossy(&said.stderr).contains("--config-fd"));
     }
