@@ -17,7 +17,10 @@ struct Program {
     sources: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 3] = [
+/// At a random address: it is what a guest would attack.
+const VMM_FLAGS: &str = "-C target-feature=+crt-static";
+
+const PROGRAMS: [Program; 4] = [
     Program {
         package: "agent",
         binary: "agent",
@@ -30,9 +33,15 @@ const PROGRAMS: [Program; 3] = [
         package: "vmm",
         binary: "lighter-vmm",
         profile: "vmm",
-        // At a random address: it is what a guest would attack.
-        rustflags: "-C target-feature=+crt-static",
+        rustflags: VMM_FLAGS,
         sources: &["api_server", "arch", "devices", "vmm"],
+    },
+    Program {
+        package: "vmm",
+        binary: "lighter-machine",
+        profile: "vmm",
+        rustflags: VMM_FLAGS,
+        sources: &["arch", "devices", "vmm"],
     },
     Program {
         package: "probe",

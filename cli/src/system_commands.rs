@@ -89,7 +89,7 @@ pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Versions, and the VMM program for those who start it themselves.
+/// Versions, and the VMM programs for those who start them themselves.
 pub fn version(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
     let (version, protocol) = (env!("CARGO_PKG_VERSION"), engine::PROTOCOL_VERSION);
     match format {
@@ -97,6 +97,7 @@ pub fn version(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
             "schema": "lighter.version.v1",
             "version": version,
             "agent_protocol": protocol,
+            "machine": engine::carried::machine(dirs)?,
             "vmm": engine::carried::vmm(dirs)?,
         })),
         Format::Table => output::print(&format!("lighter {version}, agent protocol {protocol}\n")),

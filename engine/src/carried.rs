@@ -32,7 +32,13 @@ pub fn agent_disk(dirs: &Dirs) -> Result<PathBuf, CarriedError> {
     agent_disk_with(&dirs.data.join("agent"), programs::AGENT)
 }
 
-/// The VMM program.
+/// The VMM of containers.
+pub fn machine(dirs: &Dirs) -> Result<PathBuf, CarriedError> {
+    let name = format!("lighter-machine-{}", programs::MACHINE.id);
+    once(&dirs.data.join("vmm"), &name, 0o755, || Ok(programs::MACHINE.content))
+}
+
+/// The VMM with Firecracker's API and command line.
 pub fn vmm(dirs: &Dirs) -> Result<PathBuf, CarriedError> {
     let name = format!("lighter-vmm-{}", programs::VMM.id);
     once(&dirs.data.join("vmm"), &name, 0o755, || Ok(programs::VMM.content))
@@ -96,9 +102,10 @@ mod tests {
     #[test]
     fn the_vmm_can_be_run() {
         let base = tempfile::tempdir().unwrap();
-        let path = vmm(&test_dirs(base.path())).unwrap();
-        let said = std::process::Command::new(path).arg("vmm").output().unwrap();
-        assert_eq!(said.status.code(), Some(125));
-        assert!(String::from_utf8_lossy(&said.stderr).contains("--config-fd"));
+        for path in [machine(&test_dirs(base.path())), vmm(&test_dirs(base.path()))] {
+            let said = std::process::Command::new(path.unwrap()).arg("vmm").output().unwrap();
+            assert_eq!(said.status.code(), Some(125));
+            assert!(String::from_utf8_lossy(&said.stderr).contains("--config-fd"));
+        }
     }
 }

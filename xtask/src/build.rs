@@ -29,11 +29,20 @@ pub fn lighter() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The VMM program that `lighter` carries.
+/// The VMM with an API that `lighter` carries.
 pub fn vmm(lighter: &Path) -> anyhow::Result<PathBuf> {
+    carried(lighter, "vmm")
+}
+
+/// The VMM of containers that `lighter` carries.
+pub fn machine(lighter: &Path) -> anyhow::Result<PathBuf> {
+    carried(lighter, "machine")
+}
+
+fn carried(lighter: &Path, program: &str) -> anyhow::Result<PathBuf> {
     let versions = step::run_quietly(Command::new(lighter).args(["version", "--format", "json"]))?;
     let versions: serde_json::Value = serde_json::from_str(&versions)?;
-    versions["vmm"].as_str().map(PathBuf::from).context("lighter names no VMM program")
+    versions[program].as_str().map(PathBuf::from).context("lighter names no such program")
 }
 
 fn target_dir() -> anyhow::Result<PathBuf> {

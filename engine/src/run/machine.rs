@@ -63,7 +63,7 @@ impl Machine {
             bare: false,
         };
         Ok(Self {
-            program: carried::vmm(dirs)?,
+            program: carried::machine(dirs)?,
             agent: carried::agent_disk(dirs)?,
             kernel,
             rootfs: data.join(&spec.rootfs),

@@ -43,7 +43,7 @@ impl Key {
         let Ingredients { kernel, vcpus, mem_size_mib, interfaces, shares, rootfs, writable, reclaims } =
             ingredients;
         let mut text =
-            format!("format {FORMAT_VERSION}\nagent {}\nvmm {}\n", programs::AGENT.id, programs::VMM.id);
+            format!("format {FORMAT_VERSION}\nagent {}\nvmm {}\n", programs::AGENT.id, programs::MACHINE.id);
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
             let _ = writeln!(text, "{name} {value}");
         };

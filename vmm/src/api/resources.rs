@@ -405,7 +405,7 @@ impl Resources {
             keys: [RandomState::new(), RandomState::new()],
         };
         let address = config.ipv4_address.unwrap_or(DEFAULT_ADDRESS);
-        Some(Service { address, respond: Arc::new(Mutex::new(service)) })
+        Some(Service::new(address, Arc::new(Mutex::new(service))))
     }
 
     /// The service on this interface.

@@ -23,9 +23,8 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
 use devices::virtio::fs::{Fs, MAX_TAG_BYTES};
-use devices::virtio::net::detour::Detour;
 use devices::virtio::net::stream::Stream;
-use devices::virtio::net::tap::{FrameIo, Tap, TapError};
+use devices::virtio::net::tap::{Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
 use devices::virtio::pmem;
 use devices::virtio::rng::Rng;
@@ -313,26 +312,23 @@ pub(super) fn net(name: &str, config: &NetConfig) -> Result<Named, DeviceError> 
     let identity = NetIdentity { mac: config.mac, mtu: config.mtu };
     let fd = duplicate(config.fd)?;
     let limiter = RateLimiter::new(&config.limits).map_err(DeviceError::Timer)?;
-    let device = match config.backend {
-        NetBackend::Tap => behind(Tap::from_fd(fd)?, config, identity, limiter),
+    let device: Box<dyn VirtioDevice> = match config.backend {
+        NetBackend::Tap => {
+            let tap = Tap::from_fd(fd)?;
+            match &config.service {
+                Some(service) => service.on_tap(tap, identity, limiter),
+                None => Box::new(Net::new(tap, identity, limiter)),
+            }
+        }
         NetBackend::Stream => {
-            behind(Stream::from_fd(fd).map_err(DeviceError::Stream)?, config, identity, limiter)
+            let stream = Stream::from_fd(fd).map_err(DeviceError::Stream)?;
+            match &config.service {
+                Some(service) => service.on_stream(stream, identity, limiter),
+                None => Box::new(Net::new(stream, identity, limiter)),
+            }
         }
     };
     Ok((name.into(), device))
-}
-
-/// A device with `wire` behind it, and the service of `config` on it if there is one.
-fn behind(
-    wire: impl FrameIo + 'static,
-    config: &NetConfig,
-    identity: NetIdentity,
-    limiter: RateLimiter,
-) -> Box<dyn VirtioDevice> {
-    match &config.service {
-        Some(service) => Box::new(Net::new(Detour::new(wire, service.clone()), identity, limiter)),
-        None => Box::new(Net::new(wire, identity, limiter)),
-    }
 }
 
 /// The file system device.

@@ -35,7 +35,7 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     deps::ensure(deps::BENCH)?;
     let kernel = kernel::ensure()?;
     let lighter = build::lighter()?;
-    let vmm = build::vmm(&lighter)?;
+    let vmm = build::machine(&lighter)?;
     let scratch = tempfile::tempdir()?;
     let disk = guest_init::disk(scratch.path())?;
     let trace = KvmTrace::start()?;

@@ -44,7 +44,7 @@ pub fn run(args: &CloneArgs, runs: usize) -> anyhow::Result<Report> {
     let kernel = kernel::ensure()?;
     let vmm = match &args.vmm {
         Some(vmm) => vmm.clone(),
-        None => build::vmm(&build::lighter()?)?,
+        None => build::machine(&build::lighter()?)?,
     };
     let scratch = tempfile::tempdir()?;
     let samples = step::step("clones and snapshots in one process", || {

@@ -79,7 +79,7 @@ pub struct Bench {
 impl Bench {
     /// Builds lighter and the micro-guest.
     pub fn prepare() -> anyhow::Result<Self> {
-        let vmm = build::vmm(&build::lighter()?)?;
+        let vmm = build::machine(&build::lighter()?)?;
         let scratch = tempfile::tempdir().context("cannot make a directory for the benchmark")?;
         let program = program::build(scratch.path())?;
         Ok(Self { vmm, program, clock: Clock::measure(), scratch })

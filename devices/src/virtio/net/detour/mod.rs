@@ -18,7 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use self::stack::Stack;
 use super::header::HEADER_SIZE;
-use super::tap::FrameIo;
+use super::stream::Stream;
+use super::tap::{FrameIo, Tap};
+use super::{Net, NetIdentity};
+use crate::rate::RateLimiter;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::guest_buffers::{GuestBuffers, IoVecs};
 
 /// Bytes of a frame that say whom it is for: an ARP packet over Ethernet (RFC 826).
@@ -41,7 +45,27 @@ pub struct Service {
     /// Where the guest finds it, at port 80.
     pub address: Ipv4Addr,
     /// What answers.
-    pub respond: Arc<Mutex<dyn Respond>>,
+    respond: Arc<Mutex<dyn Respond>>,
+    devices: Devices,
+}
+
+/// Makers of devices with a service on them. Known from [`Service::new`] on only, so that a program that has no
+/// services has no TCP in it either.
+#[derive(Clone, Copy)]
+struct Devices {
+    tap: Maker<Tap>,
+    stream: Maker<Stream>,
+}
+
+type Maker<T> = fn(T, Service, NetIdentity, RateLimiter) -> Box<dyn VirtioDevice>;
+
+fn device<T: FrameIo + Send + 'static>(
+    wire: T,
+    service: Service,
+    identity: NetIdentity,
+    limiter: RateLimiter,
+) -> Box<dyn VirtioDevice> {
+    Box::new(Net::new(Detour::new(wire, service), identity, limiter))
 }
 
 impl fmt::Debug for Service {
@@ -51,6 +75,26 @@ impl fmt::Debug for Service {
 }
 
 impl Service {
+    /// The service that `respond` gives at `address`.
+    pub fn new(address: Ipv4Addr, respond: Arc<Mutex<dyn Respond>>) -> Self {
+        Self { address, respond, devices: Devices { tap: device, stream: device } }
+    }
+
+    /// An interface with `tap` behind it and this service on it.
+    pub fn on_tap(&self, tap: Tap, identity: NetIdentity, limiter: RateLimiter) -> Box<dyn VirtioDevice> {
+        (self.devices.tap)(tap, self.clone(), identity, limiter)
+    }
+
+    /// An interface with `stream` behind it and this service on it.
+    pub fn on_stream(
+        &self,
+        stream: Stream,
+        identity: NetIdentity,
+        limiter: RateLimiter,
+    ) -> Box<dyn VirtioDevice> {
+        (self.devices.stream)(stream, self.clone(), identity, limiter)
+    }
+
     fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
         self.respond.lock().unwrap_or_else(PoisonError::into_inner).respond(request)
     }

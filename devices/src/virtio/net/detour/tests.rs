@@ -23,7 +23,7 @@ impl Respond for Echo {
 }
 
 fn stack() -> (Stack, Service) {
-    (Stack::new(ADDRESS), Service { address: ADDRESS, respond: Arc::new(Mutex::new(Echo)) })
+    (Stack::new(ADDRESS), Service::new(ADDRESS, Arc::new(Mutex::new(Echo))))
 }
 
 /// The guest's wire: frames go straight to the stack.
