@@ -156,6 +156,11 @@ impl RateLimiter {
         if self.wakes_at.is_none_or(|earlier| at.is_some_and(|at| at < earlier)) {
             self.wakes_at = at;
             self.shared.fire_in(wait);
+            // Limits that came before that would have to wait for this timer, which replaced theirs.
+            if self.renew() {
+                self.wakes_at = None;
+                return self.admit(direction);
+            }
         }
         false
     }
@@ -175,10 +180,13 @@ impl RateLimiter {
         let mut expirations = [0; 8];
         let _ = rustix::io::read(&self.shared.timer, &mut expirations);
         self.wakes_at = None;
+        self.renew();
+    }
+
+    /// Takes new limits, if there are any.
+    fn renew(&mut self) -> bool {
         let pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(limits) = pending {
-            self.buckets = Buckets::new(&limits, Instant::now());
-        }
+        pending.map(|limits| self.buckets = Buckets::new(&limits, Instant::now())).is_some()
     }
 }
 

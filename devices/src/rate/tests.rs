@@ -129,3 +129,14 @@ fn wait_for(limiter: &RateLimiter) {
     let mut fds = [rustix::event::PollFd::new(&limiter.shared.timer, rustix::event::PollFlags::IN)];
     rustix::event::poll(&mut fds, None).unwrap();
 }
+
+#[test]
+fn new_limits_do_not_wait_for_the_old_ones() {
+    let never = BucketConfig { size: 1, one_time_burst: 0, refill_time_ms: 3_600_000 };
+    let never = Rates { bandwidth: None, ops: Some(never) };
+    let mut limiter = RateLimiter::new(&RateLimits { total: never, ..RateLimits::default() }).unwrap();
+    limiter.charge(Direction::Input, 0);
+    limiter.control().set(RateLimits::default());
+    // The request comes before the event loop has seen the timer.
+    assert!(limiter.admit(Direction::Input) && !limiter.is_waiting());
+}
