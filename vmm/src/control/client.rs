@@ -1,9 +1,13 @@
 //! The other end of the control socket.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::server::MAX_LINE;
 use super::{Answer, Done, Refusal, Request};
@@ -39,9 +43,25 @@ impl Client {
 
     /// Sends `request` and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Done, ClientError> {
-        let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line)?;
+        self.stream.get_mut().write_all(&line(request))?;
+        self.answer()
+    }
+
+    /// The same, with a descriptor that the VMM gets a duplicate of.
+    pub fn ask_with(&mut self, request: &Request, descriptor: BorrowedFd<'_>) -> Result<Done, ClientError> {
+        let line = line(request);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor];
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let flags = SendFlags::NOSIGNAL;
+        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(&line)], &mut ancillary, flags);
+        let sent = sent.map_err(io::Error::from)?;
+        self.stream.get_mut().write_all(&line[sent..])?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Done, ClientError> {
         let mut answer = Vec::new();
         let limit = MAX_LINE as u64;
         self.stream.by_ref().take(limit).read_until(b'\n', &mut answer)?;
@@ -54,4 +74,10 @@ impl Client {
             Err(_) => Err(ClientError::Nonsense(String::from_utf8_lossy(&answer).trim_end().to_owned())),
         }
     }
+}
+
+fn line(request: &Request) -> Vec<u8> {
+    let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
+    line.push(b'\n');
+    line
 }

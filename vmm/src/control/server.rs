@@ -1,12 +1,14 @@
 //! The listening end, a subscriber of the event loop. It parses; the owner of the VM acts and answers.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::io::{self, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Answer, Refusal, RefusalKind, Request};
@@ -30,6 +32,8 @@ pub struct ServerError {
 pub struct Asked {
     /// What is asked for.
     pub request: Request,
+    /// Came with it.
+    descriptor: Option<OwnedFd>,
     client: UnixStream,
 }
 
@@ -40,6 +44,11 @@ impl Asked {
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         // SAFETY: the buffer has the one byte that is asked for, and the descriptor is open.
         unsafe { libc::recv(self.client.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 0 }
+    }
+
+    /// The descriptor that came with the request.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
     }
 
     /// Answers. A client that does not read loses its connection, nothing else.
@@ -59,6 +68,7 @@ pub struct Server {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
+    descriptor: Option<OwnedFd>,
 }
 
 /// What reading from a client came to.
@@ -88,7 +98,7 @@ impl Server {
             }
             let fd = stream.as_raw_fd();
             if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
-                self.clients.insert(fd, Client { stream, line: Vec::new() });
+                self.clients.insert(fd, Client { stream, line: Vec::new(), descriptor: None });
             }
         }
     }
@@ -109,9 +119,10 @@ impl Server {
     fn ask(&mut self, fd: RawFd) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let line = std::mem::take(&mut client.line);
+        let descriptor = client.descriptor.take();
         let refusal = match (serde_json::from_slice(&line), client.stream.try_clone()) {
             (Ok(request), Ok(client)) => {
-                return self.reporter.send(Report::Asked(Asked { request, client }));
+                return self.reporter.send(Report::Asked(Asked { request, descriptor, client }));
             }
             (Err(error), _) => (RefusalKind::Request, format!("this is no request: {error}")),
             (_, Err(error)) => (RefusalKind::Host, format!("cannot keep the connection: {error}")),
@@ -125,7 +136,7 @@ impl Client {
     fn read(&mut self) -> Progress {
         let mut buffer = [0; 4096];
         loop {
-            let count = match self.stream.read(&mut buffer) {
+            let count = match self.receive(&mut buffer) {
                 Ok(0) => return Progress::Gone,
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
@@ -139,6 +150,22 @@ impl Client {
                 _ => return Progress::Gone,
             }
         }
+    }
+}
+
+impl Client {
+    /// Reads bytes, and keeps the last descriptor that came with them.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptor = descriptors.last().or(self.descriptor.take());
+            }
+        }
+        Ok(message.bytes)
     }
 }
 
@@ -169,6 +196,8 @@ fn reply(mut stream: &UnixStream, answer: &Answer) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
     use std::time::Duration;
 
     use super::super::{Client, ClientError, Done};
@@ -187,8 +216,9 @@ mod tests {
         while !thread.is_finished() {
             worker.run(10).unwrap();
             while let Some(report) = reports.next() {
-                let Report::Asked(asked) = report else { panic!("{report:?}") };
-                let state = Some(format!("{:?}", asked.request));
+                let Report::Asked(mut asked) = report else { panic!("{report:?}") };
+                let with = if asked.take_descriptor().is_some() { " with a descriptor" } else { "" };
+                let state = Some(format!("{:?}{with}", asked.request));
                 asked.answer(&Answer::Ok(Done { state, ..Done::default() }));
             }
         }
@@ -208,6 +238,18 @@ mod tests {
             }
             drop(first);
             assert_eq!(second.ask(&Request::Resume).unwrap().state.as_deref(), Some("Resume"));
+        });
+    }
+
+    #[test]
+    fn a_descriptor_comes_with_its_request_and_with_no_other() {
+        with_server(|path| {
+            let mut client = connect(path);
+            let state = |done: Done| done.state.unwrap();
+            let null = std::fs::File::open("/dev/null").unwrap();
+            let with = state(client.ask_with(&Request::Pause, null.as_fd()).unwrap());
+            assert_eq!(with, "Pause with a descriptor");
+            assert_eq!(state(client.ask(&Request::Pause).unwrap()), "Pause");
         });
     }
 

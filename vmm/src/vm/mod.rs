@@ -12,6 +12,7 @@
 mod build;
 mod generation;
 mod machine;
+mod plugging;
 mod requests;
 mod saving;
 mod snapshot;
@@ -30,7 +31,6 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::BuildError;
 pub use self::generation::RenewError;
 pub use self::machine::DeviceError;
-pub(crate) use self::machine::disk_name;
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};

@@ -19,7 +19,8 @@ impl Vm {
     }
 
     /// Does what a client asked for and answers, now or when it is done.
-    pub(super) fn serve(&mut self, asked: Asked) {
+    pub(super) fn serve(&mut self, mut asked: Asked) {
+        let descriptor = asked.take_descriptor();
         let done = match &asked.request {
             Request::Status => Ok(self.status()),
             Request::Pause => self.pause().map(|()| Done::default()).map_err(Refusal::from),
@@ -29,6 +30,8 @@ impl Vm {
                 None => return,
             },
             Request::Balloon { mib } => self.inflate(*mib),
+            Request::PlugNet(order) => self.plug_net(order, descriptor),
+            Request::Unplug { name } => self.unplug(name),
             Request::Limit { device, limits } => self
                 .set_limits(device, *limits)
                 .map(|()| Done::default())
