@@ -15,9 +15,11 @@ mod block;
 mod boot;
 mod console;
 mod device;
+mod ledger;
 mod memory;
 mod net;
 mod queue;
+mod writer;
 
 core::arch::global_asm!(include_str!("entry.s"));
 
@@ -29,6 +31,7 @@ extern "C" fn main(boot: u64, pvh: u64) -> ! {
         b"read" => block::run(&options, device::BLOCK),
         b"send" => net::send(&options, device::NET),
         b"echo" => net::echo(&options, device::NET),
+        b"write" => writer::run(&options),
         _ => fail("no such test"),
     }
     console::put(b"micro-guest: end\n");
