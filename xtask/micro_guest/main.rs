@@ -13,6 +13,7 @@
 
 mod block;
 mod boot;
+mod chaos;
 mod console;
 mod device;
 mod ledger;
@@ -31,6 +32,7 @@ extern "C" fn main(boot: u64, pvh: u64) -> ! {
         b"read" => block::run(&options, device::BLOCK),
         b"send" => net::send(&options, device::NET),
         b"echo" => net::echo(&options, device::NET),
+        b"chaos" => chaos::run(&options),
         b"write" => writer::run(&options),
         _ => fail("no such test"),
     }
