@@ -7,7 +7,7 @@ pub mod denials;
 mod dns;
 mod proxy;
 mod upstream;
-mod zone;
+pub mod zone;
 
 use std::io;
 use std::net::IpAddr;

@@ -141,7 +141,8 @@ fn query(name: &str, kind: TYPE) -> Option<Vec<u8>> {
     packet.build_bytes_vec().ok()
 }
 
-fn decide(query: &[u8], guests: &[(String, Guest)]) -> Decision {
+/// What to do with the message `query`, which anybody may have made, among these containers and their networks.
+pub fn decide(query: &[u8], guests: &[(String, Guest)]) -> Decision {
     let Ok(packet) = Packet::parse(query) else {
         return malformed(query);
     };
