@@ -18,6 +18,7 @@ pub mod pmem;
 mod polling;
 pub mod process;
 mod report;
+pub mod seccomp;
 pub mod snapshot;
 pub mod stop;
 pub mod text;

@@ -15,13 +15,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("archive", &[]),
     ("compare", &["programs"]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "archive", "images", "programs", "shares", "vmm", "warden"]),
+    ("engine", &["agent_protocol", "archive", "images", "jailer", "programs", "shares", "vmm", "warden"]),
     ("images", &[]),
+    ("jailer", &[]),
     ("lighter", &["compare", "engine", "images", "vmm", "warden"]),
     ("probe", &[]),
     ("programs", &[]),
-    ("shares", &[]),
-    ("vmm", &["api_server", "arch", "devices"]),
+    ("shares", &["jailer"]),
+    ("vmm", &["api_server", "arch", "devices", "jailer"]),
     ("warden", &["agent", "agent_protocol", "vmm"]),
 ];
 

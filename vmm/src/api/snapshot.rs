@@ -65,7 +65,7 @@ impl Instance {
         if guest.handler.is_some() && base.is_none() {
             uffd::fetch_all(guest.vm.memory());
         }
-        let order = SaveOrder { directory: directory.clone(), base, track, note };
+        let order = SaveOrder { directory: directory.clone(), base, track, note, files: None };
         guest.vm.snapshot_as(order).map_err(|error| refused(what, &error))?;
         let pages = Snapshot::read(&directory).map_err(|error| refused(what, &error))?.identity.base;
         let moved = move_memory(&directory.join("memory"), &memory, pages.as_ref())

@@ -1,12 +1,17 @@
 //! The listening end, a subscriber of the event loop. It parses; the owner of the VM acts and answers.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::fs::File;
+use std::io::{self, IoSliceMut, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use devices::held;
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Answer, Refusal, RefusalKind, Request};
@@ -16,6 +21,9 @@ use crate::report::{Report, Reporter};
 pub(super) const MAX_LINE: usize = 16 << 10;
 /// Clients at once. Stops one from using up all descriptors.
 const MAX_CLIENTS: usize = 16;
+
+/// Files that come with a request for a snapshot: memory and state.
+const FILES: usize = 2;
 
 /// The socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +38,8 @@ pub struct ServerError {
 pub struct Asked {
     /// What is asked for.
     pub request: Request,
+    /// The files of a snapshot, memory and state, where its asker made them.
+    pub files: Option<Arc<[File; 2]>>,
     client: UnixStream,
 }
 
@@ -59,6 +69,8 @@ pub struct Server {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
+    /// What came with it.
+    files: Vec<OwnedFd>,
 }
 
 /// What reading from a client came to.
@@ -72,7 +84,10 @@ impl Server {
     /// Listens on `path`, which must not exist. Requests go to the owner of the VM through `reporter`.
     pub fn listen(path: &Path, reporter: Reporter) -> Result<Self, ServerError> {
         let listen = || {
-            let listener = UnixListener::bind(path)?;
+            let listener = match held::take(path) {
+                Some(held) => UnixListener::from(held?),
+                None => UnixListener::bind(path)?,
+            };
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
@@ -88,7 +103,7 @@ impl Server {
             }
             let fd = stream.as_raw_fd();
             if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
-                self.clients.insert(fd, Client { stream, line: Vec::new() });
+                self.clients.insert(fd, Client { stream, line: Vec::new(), files: Vec::new() });
             }
         }
     }
@@ -109,9 +124,11 @@ impl Server {
     fn ask(&mut self, fd: RawFd) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let line = std::mem::take(&mut client.line);
+        let files = <[OwnedFd; FILES]>::try_from(std::mem::take(&mut client.files)).ok();
+        let files = files.map(|files| Arc::new(files.map(File::from)));
         let refusal = match (serde_json::from_slice(&line), client.stream.try_clone()) {
             (Ok(request), Ok(client)) => {
-                return self.reporter.send(Report::Asked(Asked { request, client }));
+                return self.reporter.send(Report::Asked(Asked { request, files, client }));
             }
             (Err(error), _) => (RefusalKind::Request, format!("this is no request: {error}")),
             (_, Err(error)) => (RefusalKind::Host, format!("cannot keep the connection: {error}")),
@@ -121,15 +138,30 @@ impl Server {
 }
 
 impl Client {
+    /// Bytes, and the files that came with them.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let received = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                // Those of an older line are closed.
+                self.files = files.collect();
+            }
+        }
+        Ok(received.bytes)
+    }
+
     /// Reads what is there, up to the end of a line. Whoever sends more than one line, or none that ends, is gone.
     fn read(&mut self) -> Progress {
         let mut buffer = [0; 4096];
         loop {
-            let count = match self.stream.read(&mut buffer) {
+            let count = match self.receive(&mut buffer) {
                 Ok(0) => return Progress::Gone,
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(Errno::AGAIN) => return Progress::Partial,
+                Err(Errno::INTR) => continue,
                 Err(_) => return Progress::Gone,
             };
             self.line.extend_from_slice(&buffer[..count]);
@@ -172,6 +204,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::{Client, ClientError, Done};
+    use std::io::Read as _;
+
     use super::*;
     use crate::report;
     use crate::worker::Worker;
