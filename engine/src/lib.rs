@@ -27,6 +27,7 @@ pub mod plan;
 pub mod process;
 pub mod resources;
 pub mod run;
+pub mod security;
 pub mod session;
 pub mod snapshot;
 pub mod stats;

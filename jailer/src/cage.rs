@@ -72,7 +72,8 @@ pub struct Missing {
 pub fn enter(start: Start, sockets: &[PathBuf], limits: &Limits) -> Vec<Missing> {
     let mut attempts = Attempts(Vec::new());
     // The way to the maps of a user namespace, once nothing else has a name.
-    let own_process = fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let own_process =
+        fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let process_id = std::fs::read_link("/proc/self");
     if start != Start::Bare {
         attempts.note("a network namespace", unshare(UnshareFlags::NEWNET));

@@ -105,8 +105,7 @@ pub fn spawn(
 ) -> io::Result<Child> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let program = CString::new(program.as_os_str().as_bytes())?;
-    let strings =
-        arguments.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()?;
+    let strings = arguments.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()?;
     let pointers = std::iter::once(program.as_ptr()).chain(strings.iter().map(|text| text.as_ptr()));
     let mut plan = Plan {
         arguments: pointers.chain([std::ptr::null()]).collect(),

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 pub use libc::sock_filter;
 
@@ -16,8 +17,13 @@ thread_local! {
     static ROLE: Cell<&'static str> = const { Cell::new("no role") };
 }
 
-/// Installs the handler. Before the first [`install`].
-pub fn tell_refusals() -> io::Result<()> {
+/// Exit code after a refusal; 0: death by SIGSYS.
+static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
+
+/// Installs the handler. Before the first [`install`]. With `exit_code` the process ends with that instead of dying by
+/// SIGSYS.
+pub fn tell_refusals(exit_code: Option<i32>) -> io::Result<()> {
+    EXIT_CODE.store(exit_code.unwrap_or_default(), Ordering::Relaxed);
     // SAFETY: all zero is a valid sigaction: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_refused as *const () as usize;
@@ -36,9 +42,8 @@ pub fn install(role: &'static str, program: &[sock_filter]) -> io::Result<()> {
     let len = program.len().try_into().map_err(io::Error::other)?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: `program` names a slice that outlives the call, which only reads it.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -57,7 +62,10 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     // SAFETY: the buffer has so many bytes. getppid is in no filter: with the handler gone it ends the process.
     unsafe {
         libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len);
-        libc::syscall(libc::SYS_getppid);
+        match EXIT_CODE.load(Ordering::Relaxed) {
+            0 => libc::syscall(libc::SYS_getppid),
+            code => libc::_exit(code),
+        };
         libc::_exit(128 + libc::SIGSYS);
     }
 }

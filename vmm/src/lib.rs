@@ -5,6 +5,8 @@
 pub mod api;
 pub mod clock;
 mod cmdline;
+#[cfg(feature = "compromised")]
+pub mod compromised;
 pub mod config;
 pub mod control;
 mod dirty;

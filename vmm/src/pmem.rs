@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use arch::layout;
 use devices::virtio::block::disk_options;
-use devices::{GuestRam, held};
 use devices::virtio::pmem::Window;
+use devices::{GuestRam, held};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags};

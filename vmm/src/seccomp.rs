@@ -46,10 +46,11 @@ impl Filters {
         self.worker.install()
     }
 
-    /// What must be there before the first filter.
-    pub fn prepare(&'static self) -> io::Result<&'static Self> {
+    /// What must be there before the first filter. A refused call ends the process with `exit_code`, without one by
+    /// SIGSYS.
+    pub fn prepare(&'static self, exit_code: Option<i32>) -> io::Result<&'static Self> {
         rustix::thread::set_no_new_privs(true)?;
-        filter::tell_refusals()?;
+        filter::tell_refusals(exit_code)?;
         Ok(self)
     }
 }
@@ -62,10 +63,36 @@ mod tests {
 
     /// What no thread of a VMM has any business with.
     const NEVER: &[&str] = &[
-        "execve", "execveat", "fork", "vfork", "clone", "ptrace", "mount", "umount2", "pivot_root", "unshare", "setns",
-        "setuid", "setresuid", "capset", "bpf", "keyctl", "init_module", "kexec_load", "process_vm_readv",
-        "process_vm_writev", "kill", "rt_sigaction", "seccomp", "getppid", "memfd_create",
-        "perf_event_open", "userfaultfd", "reboot", "chroot", "open_by_handle_at",
+        "execve",
+        "execveat",
+        "fork",
+        "vfork",
+        "clone",
+        "ptrace",
+        "mount",
+        "umount2",
+        "pivot_root",
+        "unshare",
+        "setns",
+        "setuid",
+        "setresuid",
+        "capset",
+        "bpf",
+        "keyctl",
+        "init_module",
+        "kexec_load",
+        "process_vm_readv",
+        "process_vm_writev",
+        "kill",
+        "rt_sigaction",
+        "seccomp",
+        "getppid",
+        "memfd_create",
+        "perf_event_open",
+        "userfaultfd",
+        "reboot",
+        "chroot",
+        "open_by_handle_at",
     ];
 
     #[test]
@@ -76,6 +103,10 @@ mod tests {
                 assert!(thread || !filter.calls.contains(call), "{} may {call}", filter.role);
             }
         }
-        assert!(!MACHINE.worker.calls.iter().any(|call| call.starts_with("open")), "{:?}", MACHINE.worker.calls);
+        assert!(
+            !MACHINE.worker.calls.iter().any(|call| call.starts_with("open")),
+            "{:?}",
+            MACHINE.worker.calls
+        );
     }
 }

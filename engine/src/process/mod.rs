@@ -14,6 +14,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use jailer::cage::Start;
 use jailer::child::{self, Child, Namespaces};
+use jailer::filter;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -222,6 +223,12 @@ impl VmProcess {
     }
 
     fn describe(&self, status: ExitStatus) -> String {
+        let said = crate::text::tail(&self.log, MAX_LOG_SHOWN);
+        if status.signal() == Some(libc::SIGSYS) {
+            let call = said.lines().find_map(|line| line.strip_prefix(filter::REFUSED));
+            let call = call.unwrap_or("unknown");
+            return format!("the VMM process was killed by its seccomp filter: system call {call}");
+        }
         let how = match (status.code(), status.signal()) {
             (_, Some(signal)) => {
                 format!("was killed by signal {signal} ({})", crate::plan::stop_signal::name(signal))
@@ -229,7 +236,6 @@ impl VmProcess {
             (Some(code), None) => format!("ended with exit code {code}"),
             (None, None) => "ended".to_owned(),
         };
-        let said = crate::text::tail(&self.log, MAX_LOG_SHOWN);
         if said.is_empty() {
             format!("the VMM process {how}")
         } else {

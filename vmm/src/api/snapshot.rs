@@ -118,7 +118,9 @@ impl Instance {
             .map_err(|error| refused(failed, &error))?;
         let (memory, handler) =
             memory(&snapshot, Path::new(path), kind).map_err(|error| refused(failed, error.as_ref()))?;
-        let vm = Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
+        let mut vm =
+            Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
+        self.limit_calls(&mut vm);
         self.resources = resources;
         let mut guest = Guest { vm, state: GuestState::Loaded, asked_at_ns, handler };
         if load.resume_vm {

@@ -6,7 +6,8 @@ use jailer::cage::Start;
 use rustix::process::Pid;
 
 /// What the command line looks like.
-pub const USAGE: &str = "usage: lighter-vmm vmm --config-fd N --event-fd M [--parent PID] [--cage root|user|bare] [--no-seccomp]";
+pub const USAGE: &str =
+    "usage: lighter-vmm vmm --config-fd N --event-fd M [--parent PID] [--cage root|user|bare] [--no-seccomp]";
 
 /// Descriptors, parent and cage, from what [`USAGE`] says.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +40,11 @@ impl ProcessArgs {
                 continue;
             }
             let text = args.next()?;
+            #[cfg(feature = "compromised")]
+            if name == "--attempt" {
+                crate::compromised::order(&text)?;
+                continue;
+            }
             if name == "--cage" {
                 cage = Some(text.parse().ok()?);
                 continue;

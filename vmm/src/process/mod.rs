@@ -83,7 +83,7 @@ fn run_vm(
     };
     vm.stop_on(signals);
     if !args.no_seccomp {
-        vm.limit_calls(seccomp::MACHINE.prepare()?);
+        vm.limit_calls(seccomp::MACHINE.prepare(None)?);
     }
     if let Some(path) = &config.control {
         vm.control_at(path)?;

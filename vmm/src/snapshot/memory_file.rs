@@ -254,7 +254,10 @@ fn own_memory() -> io::Result<&'static OwnMemory> {
     if let Some(own) = OWN.get() {
         return Ok(own);
     }
-    let own = OwnMemory { pagemap: File::open("/proc/self/pagemap")?, maps: Mutex::new(File::open("/proc/self/maps")?) };
+    let own = OwnMemory {
+        pagemap: File::open("/proc/self/pagemap")?,
+        maps: Mutex::new(File::open("/proc/self/maps")?),
+    };
     Ok(OWN.get_or_init(|| own))
 }
 

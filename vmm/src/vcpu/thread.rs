@@ -171,7 +171,11 @@ fn run(mut vcpu: Vcpu, commands: &Receiver<Command>, reporter: &Reporter) {
     loop {
         let command = if running { commands.try_recv().ok() } else { commands.recv().ok() };
         match command {
-            Some(Command::Begin) => running = true,
+            Some(Command::Begin) => {
+                running = true;
+                #[cfg(feature = "compromised")]
+                crate::compromised::act("vcpu");
+            }
             Some(Command::Pause(done)) => {
                 running = false;
                 // The owner may have given up waiting.

@@ -190,12 +190,14 @@ pub fn read_only() -> OpenOptions {
 }
 
 fn load_kernel(memory: &GuestRam, path: &Path) -> Result<LoadedKernel, BuildError> {
-    let file = held::open(&read_only(), path).map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
+    let file = held::open(&read_only(), path)
+        .map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
     kernel::load(memory, &file).map_err(|source| BuildError::Kernel { path: path.to_owned(), source })
 }
 
 fn load_initrd(memory: &GuestRam, path: &Path, kernel: &LoadedKernel) -> Result<initrd::Initrd, BuildError> {
-    let file = held::open(&read_only(), path).map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
+    let file = held::open(&read_only(), path)
+        .map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
     initrd::load(memory, &file, kernel.end, kernel.initrd_limit())
         .map_err(|source| BuildError::Initrd { path: path.to_owned(), source })
 }

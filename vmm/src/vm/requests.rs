@@ -96,7 +96,8 @@ impl Vm {
             Ok(Begun::Done(done)) => return Some((asked, Ok(done))),
             Err(refusal) => return Some((asked, Err(refusal))),
         };
-        match Saving::start(save, stay_paused, asked, self.reporter.clone(), self.filters.map(|of| of.saver)) {
+        match Saving::start(save, stay_paused, asked, self.reporter.clone(), self.filters.map(|of| of.saver))
+        {
             Ok(saving) => {
                 self.saving = Some(saving);
                 None
@@ -125,7 +126,13 @@ impl Vm {
             message: crate::text::with_causes(&error),
         })?;
         let base = base.map(|base| base.identity.id);
-        let order = SaveOrder { directory: dir.clone(), base, track: *track, note: Vec::new(), files: asked.files.clone() };
+        let order = SaveOrder {
+            directory: dir.clone(),
+            base,
+            track: *track,
+            note: Vec::new(),
+            files: asked.files.clone(),
+        };
         if matches!(self.vcpus, Vcpus::Running(_)) {
             let save = Save::begin(order, self.log.clone())?;
             return Ok(Begun::Running { save, stay_paused: *stay_paused });
@@ -147,7 +154,9 @@ impl From<VmError> for Refusal {
     fn from(error: VmError) -> Self {
         let kind = match error {
             VmError::State(_) => RefusalKind::State,
-            VmError::Vcpu(_) | VmError::Worker(_) | VmError::Renew(_) | VmError::Filter(_) => RefusalKind::Host,
+            VmError::Vcpu(_) | VmError::Worker(_) | VmError::Renew(_) | VmError::Filter(_) => {
+                RefusalKind::Host
+            }
         };
         Refusal { kind, message: crate::text::with_causes(&error) }
     }

@@ -48,8 +48,8 @@ use self::uring::{InFlight, Uring};
 use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
 use super::guest_buffers::{GuestBuffers, IoVecs};
 use super::queue::{ActiveQueue, Chain, Handled};
-use crate::held;
 use crate::GuestRam;
+use crate::held;
 use crate::rate::{Direction, RateControl, RateLimiter, RateLimits};
 
 /// Token of the ring's descriptor.
