@@ -21,7 +21,7 @@ struct Program {
 /// which `getrandom` would look at where there is no dynamic loader to ask for the function.
 const VMM_FLAGS: &str = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         package: "agent",
         binary: "agent",
@@ -43,6 +43,13 @@ const PROGRAMS: [Program; 4] = [
         profile: "vmm",
         rustflags: VMM_FLAGS,
         sources: &["arch", "devices", "jailer", "vmm"],
+    },
+    Program {
+        package: "jailer",
+        binary: "lighter-jailer",
+        profile: "agent",
+        rustflags: VMM_FLAGS,
+        sources: &["jailer"],
     },
     Program {
         package: "probe",

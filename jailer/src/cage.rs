@@ -109,7 +109,7 @@ impl Attempts {
 fn become_own_user(process_id: &Path) -> io::Result<()> {
     let pid: u32 = process_id.to_string_lossy().parse().map_err(io::Error::other)?;
     let id = FIRST_UID.checked_add(pid).filter(|id| *id < END_UID).ok_or(io::ErrorKind::InvalidData)?;
-    privileges::become_user(id)?;
+    privileges::become_user(id, id)?;
     // Until the maps of the user namespace are written, which belong to root otherwise.
     privileges::set_dumpable(true)
 }

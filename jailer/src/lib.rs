@@ -14,6 +14,7 @@ pub mod child;
 pub mod filter;
 pub mod landlock;
 pub mod privileges;
+pub mod program;
 pub mod root;
 
 /// First of the user IDs that VMM processes get when root starts them: one for each process ID there can be. Above

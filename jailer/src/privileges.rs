@@ -9,10 +9,10 @@ use rustix::thread::{
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-/// Becomes the user and group `id` without other groups, in the only thread of a process of root. Capabilities stay
-/// until [`keep_only`], as namespaces are still to be made.
-pub fn become_user(id: u32) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+/// Becomes the user `uid` and the group `gid` without other groups, in the only thread of a process of root.
+/// Capabilities stay until [`keep_only`].
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let permitted = rustix::thread::capabilities(None)?;
     set_keep_capabilities(true)?;
     set_thread_groups(&[])?;

@@ -271,3 +271,21 @@ pub(crate) fn keep_private() {
 pub(crate) fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_system_call_is_named() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(log.path(), format!("{}59 of thread vcpu\n", filter::REFUSED)).unwrap();
+        let (reader, _) = rustix::pipe::pipe().unwrap();
+        let child = Command::new("sh").args(["-c", "kill -SYS $$"]).spawn().unwrap();
+        let mut process = VmProcess::of_test(child, reader, log.path());
+        assert_eq!(
+            process.reap(),
+            "the VMM process was killed by its seccomp filter: system call 59 of thread vcpu"
+        );
+    }
+}
