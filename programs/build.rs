@@ -17,10 +17,11 @@ struct Program {
     sources: &'static [&'static str],
 }
 
-/// At a random address: it is what a guest would attack.
-const VMM_FLAGS: &str = "-C target-feature=+crt-static";
+/// At a random address: it is what a guest would attack. Random numbers by system call: a cage has no `/dev/random`,
+/// which `getrandom` would look at where there is no dynamic loader to ask for the function.
+const VMM_FLAGS: &str = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         package: "agent",
         binary: "agent",
@@ -34,14 +35,21 @@ const PROGRAMS: [Program; 4] = [
         binary: "lighter-vmm",
         profile: "vmm",
         rustflags: VMM_FLAGS,
-        sources: &["api_server", "arch", "devices", "vmm"],
+        sources: &["api_server", "arch", "devices", "jailer", "vmm"],
     },
     Program {
         package: "vmm",
         binary: "lighter-machine",
         profile: "vmm",
         rustflags: VMM_FLAGS,
-        sources: &["arch", "devices", "vmm"],
+        sources: &["arch", "devices", "jailer", "vmm"],
+    },
+    Program {
+        package: "jailer",
+        binary: "lighter-jailer",
+        profile: "agent",
+        rustflags: VMM_FLAGS,
+        sources: &["jailer"],
     },
     Program {
         package: "probe",
@@ -56,11 +64,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let workspace = manifest.parent().ok_or("the crate lies in the workspace")?;
     println!("cargo::rerun-if-changed={}", workspace.join("Cargo.lock").display());
+    println!("cargo::rerun-if-changed={}", workspace.join("resources/seccomp").display());
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     for program in &PROGRAMS {
         for source in program.sources {
-            for input in ["Cargo.toml", "src"] {
-                println!("cargo::rerun-if-changed={}", workspace.join(source).join(input).display());
+            for input in ["Cargo.toml", "build.rs", "src"] {
+                let input = workspace.join(source).join(input);
+                // One that is not there would count as changed.
+                if input.exists() {
+                    println!("cargo::rerun-if-changed={}", input.display());
+                }
             }
         }
         let built = build(program, workspace, &out.join("target"))?;

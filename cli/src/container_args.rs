@@ -41,6 +41,9 @@ pub struct PsArgs {
 /// `lighter inspect`
 #[derive(Args)]
 pub struct InspectContainerArgs {
+    /// What the process that runs the machine really holds, as a table or with --format json
+    #[arg(long)]
+    pub security: bool,
     /// Print this template instead, for example '{{.State.Status}}'
     #[arg(short, long, value_name = "TEMPLATE")]
     pub format: Option<String>,

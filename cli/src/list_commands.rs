@@ -59,6 +59,9 @@ pub fn ps(dirs: &Dirs, args: &PsArgs) -> anyhow::Result<()> {
 
 /// `lighter inspect`: containers, or else images.
 pub fn inspect(dirs: &Dirs, args: &InspectContainerArgs) -> anyhow::Result<()> {
+    if args.security {
+        return crate::security_command::show(dirs, &args.names, args.format.as_deref());
+    }
     let mut found = Vec::new();
     for name in &args.names {
         let value = match record::find(dirs, name) {

@@ -20,6 +20,7 @@ mod output;
 mod progress;
 mod resource_commands;
 mod run_options;
+mod security_command;
 mod session_commands;
 mod share_command;
 mod snapshot_commands;

@@ -82,6 +82,9 @@ pub struct RunArgs {
     /// Boot the machine instead of cloning the image's template
     #[arg(long)]
     pub cold: bool,
+    /// Do not confine the process that runs the machine: a guest that takes it over has the host's user. For debugging
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Its network.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -201,6 +204,12 @@ impl RunArgs {
             stop_signal: self.lifetime.stop_signal.clone(),
             limits: guest_limits(self.pids_limit, self.shm_size.as_deref())?,
         };
+        if self.no_sandbox {
+            crate::output::notice(
+                "--no-sandbox: the process that runs the machine is not confined; a guest that breaks out of its machine \
+                 has everything that you have",
+            );
+        }
         let machine = MachineSpec {
             memory_mib,
             vcpus,
@@ -210,6 +219,7 @@ impl RunArgs {
             cold: self.cold,
             next_memory_mib: None,
             memory_reclaim: self.memory_reclaim,
+            no_sandbox: self.no_sandbox,
         };
         let limited = limits.needs_cgroup() || plan.limits != GuestLimits::default();
         let rated = limits.rates != Default::default();

@@ -99,6 +99,7 @@ pub fn version(dirs: &Dirs, format: Format) -> anyhow::Result<()> {
             "agent_protocol": protocol,
             "machine": engine::carried::machine(dirs)?,
             "vmm": engine::carried::vmm(dirs)?,
+            "jailer": engine::carried::jailer(dirs)?,
         })),
         Format::Table => output::print(&format!("lighter {version}, agent protocol {protocol}\n")),
     }

@@ -9,6 +9,7 @@
 pub mod bus;
 pub mod fault_copy;
 pub mod generation;
+pub mod held;
 pub mod i8042;
 pub mod ioapic;
 pub mod keyboard;

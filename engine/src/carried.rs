@@ -44,6 +44,12 @@ pub fn vmm(dirs: &Dirs) -> Result<PathBuf, CarriedError> {
     once(&dirs.data.join("vmm"), &name, 0o755, || Ok(programs::VMM.content))
 }
 
+/// What starts the latter in place of Firecracker's jailer.
+pub fn jailer(dirs: &Dirs) -> Result<PathBuf, CarriedError> {
+    let name = format!("lighter-jailer-{}", programs::JAILER.id);
+    once(&dirs.data.join("vmm"), &name, 0o755, || Ok(programs::JAILER.content))
+}
+
 fn agent_disk_with(directory: &Path, agent: Program) -> Result<PathBuf, CarriedError> {
     once(directory, &format!("{}.erofs", agent.id), 0o644, || {
         let mut builder = Builder::new().file("init", 0o755, agent.content);

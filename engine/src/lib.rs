@@ -28,6 +28,7 @@ pub mod process;
 pub mod resources;
 pub mod rewire;
 pub mod run;
+pub mod security;
 pub mod session;
 pub mod snapshot;
 pub mod stats;

@@ -52,7 +52,7 @@ impl Maintenance {
         let config = machine.config(&container, plan, None, template.as_ref());
         let mut maker = Maker {
             container: &container,
-            program: &machine.program,
+            program: machine.vmm(),
             config,
             interfaces,
             root: Some(plan.root()),

@@ -30,6 +30,12 @@ pub const VMM: Program = Program {
     content: include_bytes!(concat!(env!("OUT_DIR"), "/lighter-vmm")),
 };
 
+/// What starts the latter confined, in place of Firecracker's jailer.
+pub const JAILER: Program = Program {
+    id: include_str!(concat!(env!("OUT_DIR"), "/lighter-jailer.id")),
+    content: include_bytes!(concat!(env!("OUT_DIR"), "/lighter-jailer")),
+};
+
 /// What `lighter compare` runs inside: benchmarks, and attempts on the isolation.
 pub const PROBE: Program = Program {
     id: include_str!(concat!(env!("OUT_DIR"), "/probe.id")),
@@ -53,6 +59,11 @@ mod tests {
         // Every page of it may be in the memory of each VM's process.
         assert_small_and_static(MACHINE, 2304 << 10);
         assert_small_and_static(VMM, 2688 << 10);
+    }
+
+    #[test]
+    fn the_jailer_is_a_small_static_program() {
+        assert_small_and_static(JAILER, 768 << 10);
     }
 
     #[test]

@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
+use jailer::privileges;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getgid, getppid, getrlimit, getuid, setrlimit};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs, unshare_unsafe,
-};
+use rustix::thread::{CapabilitySet, UnshareFlags, set_no_new_privs, unshare_unsafe};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::serving::Files;
@@ -156,23 +154,11 @@ fn raise_file_limit() {
 }
 
 fn drop_capabilities() -> io::Result<()> {
-    for number in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if !CAPABILITIES.contains(capability) {
-            // Those that the kernel does not know cannot be dropped.
-            let _ = remove_capability_from_bounding_set(capability);
-        }
-    }
     if getuid().is_root() {
         // Fails in a user namespace, where there are none to begin with.
         let _ = rustix::thread::set_thread_groups(&[]);
     }
-    let sets = CapabilitySets {
-        effective: CAPABILITIES,
-        permitted: CAPABILITIES,
-        inheritable: CapabilitySet::empty(),
-    };
-    Ok(set_capabilities(None, sets)?)
+    privileges::keep_only(CAPABILITIES)
 }
 
 fn refuse_calls() -> io::Result<()> {

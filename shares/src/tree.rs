@@ -7,9 +7,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use jailer::root::set_attributes;
 use rustix::fs::{AtFlags, CWD, FileType, fstat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
@@ -86,23 +87,4 @@ fn become_root(tree: &Path) -> io::Result<()> {
     chdir("/")?;
     let root = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
     set_attributes(root.as_fd(), READ_ONLY, AtFlags::empty())
-}
-
-/// mount_setattr(2) on the mount `fd` itself.
-fn set_attributes(fd: BorrowedFd<'_>, set: u64, flags: AtFlags) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = (flags | AtFlags::EMPTY_PATH).bits();
-    // SAFETY: the path is an empty C string and `attributes` a valid structure of the size that is given; both outlive
-    // the call, which only reads them.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

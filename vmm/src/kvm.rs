@@ -1,8 +1,11 @@
 //! The way into KVM: opens `/dev/kvm` and checks that it has what a VM here stands on.
 
+use std::fs::OpenOptions;
+use std::os::fd::{FromRawFd as _, IntoRawFd as _};
 use std::path::Path;
 use std::sync::OnceLock;
 
+use devices::held;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno;
@@ -65,9 +68,22 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<&'static [kvm_cpuid_entry2], errno::
     Ok(SUPPORTED.get_or_init(|| entries.as_slice().to_vec()))
 }
 
+/// How `/dev/kvm` is opened.
+pub fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options
+}
+
 /// Opens `/dev/kvm`, close-on-exec.
 pub fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
+    let opened = match held::take(Path::new(KVM_PATH)) {
+        // SAFETY: the descriptor is handed over, and it is that of /dev/kvm: the next call asks it for its version.
+        Some(Ok(fd)) => Ok(unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }),
+        Some(Err(error)) => Err(errno::Error::new(error.raw_os_error().unwrap_or(libc::EIO))),
+        None => Kvm::new(),
+    };
+    let kvm = opened.map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO if !Path::new(KVM_PATH).exists() => KvmError::Missing,
         libc::EACCES | libc::EPERM => KvmError::Permission,
         _ => KvmError::Open(error),

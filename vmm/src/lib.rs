@@ -5,6 +5,8 @@
 pub mod api;
 pub mod clock;
 mod cmdline;
+#[cfg(feature = "compromised")]
+pub mod compromised;
 pub mod config;
 pub mod control;
 mod dirty;
@@ -18,6 +20,7 @@ pub mod pmem;
 mod polling;
 pub mod process;
 mod report;
+pub mod seccomp;
 pub mod snapshot;
 pub mod stop;
 pub mod text;

@@ -8,15 +8,15 @@
 //! A read-only window is a private mapping behind a read-only memory slot: a vCPU's write leaves the guest
 //! and is dropped; a write through a virtqueue that a guest points there makes a private page of this VM.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arch::layout;
-use devices::GuestRam;
+use devices::virtio::block::disk_options;
 use devices::virtio::pmem::Window;
+use devices::{GuestRam, held};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -143,13 +143,7 @@ impl Pmem {
         let path = || config.path.clone();
         let read_only = config.read_only;
         let open_error = |source| PmemError::Open { path: path(), source };
-        // Without O_NONBLOCK a FIFO would block here.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&config.path)
-            .map_err(open_error)?;
+        let file = held::open(&disk_options(read_only), &config.path).map_err(open_error)?;
         let metadata = file.metadata().map_err(open_error)?;
         if !metadata.is_file() {
             return Err(PmemError::NotAFile { path: path() });

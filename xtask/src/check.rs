@@ -15,14 +15,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("archive", &[]),
     ("compare", &["programs"]),
     ("devices", &[]),
-    ("engine", &["agent_protocol", "archive", "images", "programs", "shares", "vmm", "warden"]),
+    ("engine", &["agent_protocol", "archive", "images", "jailer", "programs", "shares", "vmm", "warden"]),
     ("hostile", &["agent_protocol", "api_server", "arch", "devices", "engine", "images", "vmm"]),
     ("images", &[]),
+    ("jailer", &[]),
     ("lighter", &["compare", "engine", "images", "vmm", "warden"]),
     ("probe", &[]),
     ("programs", &[]),
-    ("shares", &[]),
-    ("vmm", &["api_server", "arch", "devices"]),
+    ("shares", &["jailer"]),
+    ("vmm", &["api_server", "arch", "devices", "jailer"]),
     ("warden", &["agent", "agent_protocol", "vmm"]),
 ];
 

@@ -69,6 +69,7 @@ mod tests {
             cold: false,
             next_memory_mib: None,
             memory_reclaim: false,
+            no_sandbox: false,
         };
         assert!(IsolationKind::Container.isolation(&machine(None), (false, true), false).is_err());
         assert_eq!(

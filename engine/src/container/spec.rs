@@ -77,6 +77,9 @@ pub struct MachineSpec {
     /// `--memory-reclaim`: the guest gives memory back that it does not use.
     #[serde(default = "on")]
     pub memory_reclaim: bool,
+    /// `--no-sandbox`: its VMM runs as whoever starts it, with all that one may do.
+    #[serde(default)]
+    pub no_sandbox: bool,
 }
 
 fn on() -> bool {
@@ -188,6 +191,7 @@ pub(crate) mod tests {
                 cold: false,
                 memory_reclaim: true,
                 next_memory_mib: None,
+                no_sandbox: false,
             },
             network: NetworkSpec::default(),
             resources: ResourceSpec::default(),

@@ -269,7 +269,7 @@ impl Keeper<'_> {
         if let (Some(fs), Some(socket)) = (&mut config.fs, socket) {
             fs.fd = Some(socket.as_raw_fd());
         }
-        let vm = VmProcess::spawn(&machine.program, &config, interfaces, socket, &self.container.vmm_log())?;
+        let vm = VmProcess::spawn(&machine.vmm(), &config, interfaces, socket, &self.container.vmm_log())?;
         self.container.record_vmm(vm.id())?;
         for process in files.iter().map(FileServer::id).chain([vm.id()]) {
             cgroup.iter().try_for_each(|cgroup| cgroup.add(process))?;

@@ -10,8 +10,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
+use jailer::cage::Start;
+use jailer::child::{self, Child, Namespaces};
+use jailer::filter;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -46,6 +49,67 @@ pub enum ProcessError {
     },
 }
 
+/// What confines a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// The cage of `jailer`, see `docs/security/sandbox.md`.
+    Cage,
+    /// Nothing: `--no-sandbox`.
+    None,
+    /// What it makes itself.
+    Own,
+}
+
+/// What is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// First argument.
+    pub verb: &'a str,
+    /// What it may do.
+    pub confinement: Confinement,
+}
+
+impl<'a> Program<'a> {
+    /// The VMM in the file `path`.
+    pub fn vmm(path: &'a Path, sandboxed: bool) -> Self {
+        let confinement = if sandboxed { Confinement::Cage } else { Confinement::None };
+        Self { path, verb: "vmm", confinement }
+    }
+
+    fn start(&self, arguments: &[String], log: File) -> io::Result<Child> {
+        match self.confinement {
+            Confinement::Cage => self.start_caged(arguments, log.as_fd()),
+            Confinement::None => {
+                let arguments = [arguments, &["--no-seccomp".to_owned()]].concat();
+                child::spawn(self.path, &arguments, log.as_fd(), Namespaces::None)
+            }
+            Confinement::Own => {
+                let mut command = Command::new(self.path);
+                command.args(arguments).process_group(0);
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+                Ok(Child::of(command.spawn()?.id()))
+            }
+        }
+    }
+
+    fn start_caged(&self, arguments: &[String], log: BorrowedFd<'_>) -> io::Result<Child> {
+        let (start, namespaces, fallback) = match rustix::process::geteuid().is_root() {
+            true => (Start::Root, Namespaces::Pid, Start::Root),
+            false => (Start::User, Namespaces::User, Start::Bare),
+        };
+        let with = |start: Start| [arguments, &["--cage".to_owned(), start.name().to_owned()]].concat();
+        child::spawn(self.path, &with(start), log, namespaces).or_else(|error| match error.raw_os_error() {
+            // The host permits no such namespace; what is missing can be seen in `inspect --security`.
+            Some(libc::EPERM | libc::EACCES | libc::ENOSPC | libc::EUSERS | libc::EINVAL) => {
+                child::spawn(self.path, &with(fallback), log, Namespaces::None)
+            }
+            _ => Err(error),
+        })
+    }
+}
+
 /// A running VMM process, killed on drop.
 #[derive(Debug)]
 pub struct VmProcess {
@@ -60,14 +124,14 @@ impl VmProcess {
     ///
     /// Call it from the thread that lives longest: the VMM dies with its parent *thread*.
     pub fn spawn(
-        program: &Path,
+        program: &Program<'_>,
         config: &VmConfig,
         interfaces: &[Interface],
         shares: Option<BorrowedFd<'_>>,
         log: &Path,
     ) -> Result<Self, ProcessError> {
         let fds: Vec<_> = interfaces.iter().map(|interface| interface.fd.as_fd()).chain(shares).collect();
-        Self::spawn_verb((program, "vmm"), config, &fds, log)
+        Self::spawn_verb(program, config, &fds, log)
     }
 
     /// Starts a warden with `config`, which names `namespace`; to be watched and ended like a VMM.
@@ -77,11 +141,13 @@ impl VmProcess {
         log: &Path,
     ) -> Result<Self, ProcessError> {
         let fds: Vec<_> = namespace.into_iter().collect();
-        Self::spawn_verb((Path::new("/proc/self/exe"), warden::VERB), config, &fds, log)
+        let program =
+            Program { path: Path::new("/proc/self/exe"), verb: warden::VERB, confinement: Confinement::Own };
+        Self::spawn_verb(&program, config, &fds, log)
     }
 
     fn spawn_verb(
-        (program, verb): (&Path, &str),
+        program: &Program<'_>,
         config: &impl Serialize,
         fds: &[BorrowedFd<'_>],
         log: &Path,
@@ -95,24 +161,25 @@ impl VmProcess {
             inherit(fd).map_err(prepare("let it inherit a descriptor"))?;
         }
         let log_file = File::create(log).map_err(prepare("make its log"))?;
-        let child = Command::new(program)
-            .arg(verb)
-            .args(["--config-fd", &config_fd.as_raw_fd().to_string()])
-            .args(["--event-fd", &events_child.as_raw_fd().to_string()])
-            .args(["--parent", &std::process::id().to_string()])
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log_file)
-            .spawn()
-            .map_err(|source| ProcessError::Spawn { path: program.to_owned(), source })?;
+        let arguments = [
+            program.verb.to_owned(),
+            "--config-fd".to_owned(),
+            config_fd.as_raw_fd().to_string(),
+            "--event-fd".to_owned(),
+            events_child.as_raw_fd().to_string(),
+            "--parent".to_owned(),
+            std::process::id().to_string(),
+        ];
+        let child = program
+            .start(&arguments, log_file)
+            .map_err(|source| ProcessError::Spawn { path: program.path.to_owned(), source })?;
         Ok(Self { child, events: Events::new(events), log: log.to_owned() })
     }
 
     /// A process that a test made, with the reading end of its event pipe.
     #[cfg(test)]
-    pub(crate) fn of_test(child: Child, events: OwnedFd, log: &Path) -> Self {
-        Self { child, events: Events::new(events), log: log.to_owned() }
+    pub(crate) fn of_test(child: std::process::Child, events: OwnedFd, log: &Path) -> Self {
+        Self { child: Child::of(child.id()), events: Events::new(events), log: log.to_owned() }
     }
 
     /// Its process ID.
@@ -156,6 +223,12 @@ impl VmProcess {
     }
 
     fn describe(&self, status: ExitStatus) -> String {
+        let said = crate::text::tail(&self.log, MAX_LOG_SHOWN);
+        if status.signal() == Some(libc::SIGSYS) {
+            let call = said.lines().find_map(|line| line.strip_prefix(filter::REFUSED));
+            let call = call.unwrap_or("unknown");
+            return format!("the VMM process was killed by its seccomp filter: system call {call}");
+        }
         let how = match (status.code(), status.signal()) {
             (_, Some(signal)) => {
                 format!("was killed by signal {signal} ({})", crate::plan::stop_signal::name(signal))
@@ -163,7 +236,6 @@ impl VmProcess {
             (Some(code), None) => format!("ended with exit code {code}"),
             (None, None) => "ended".to_owned(),
         };
-        let said = crate::text::tail(&self.log, MAX_LOG_SHOWN);
         if said.is_empty() {
             format!("the VMM process {how}")
         } else {
@@ -198,4 +270,22 @@ pub(crate) fn keep_private() {
 
 pub(crate) fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_system_call_is_named() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(log.path(), format!("{}59 of thread vcpu\n", filter::REFUSED)).unwrap();
+        let (reader, _) = rustix::pipe::pipe().unwrap();
+        let child = Command::new("sh").args(["-c", "kill -SYS $$"]).spawn().unwrap();
+        let mut process = VmProcess::of_test(child, reader, log.path());
+        assert_eq!(
+            process.reap(),
+            "the VMM process was killed by its seccomp filter: system call 59 of thread vcpu"
+        );
+    }
 }

@@ -14,6 +14,7 @@ use crate::error::RunError;
 use crate::network::spec::Interfaces;
 use crate::network::{Attachment, Interface};
 use crate::plan::{Plan, resources};
+use crate::process::Program;
 use crate::resources::rates::{DISKS, DeviceRates};
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
@@ -53,6 +54,8 @@ pub struct Machine {
     pub reclaims: bool,
     /// It has a file system device.
     pub shares: bool,
+    /// Its VMM is confined.
+    pub sandboxed: bool,
 }
 
 impl Machine {
@@ -76,7 +79,13 @@ impl Machine {
             interfaces: spec.network.interfaces(),
             reclaims: options.memory_reclaim,
             shares: spec.mounts.iter().any(|mount| mount.is_share(&VolumeStore::new(dirs))),
+            sandboxed: !options.no_sandbox,
         })
+    }
+
+    /// What runs it.
+    pub fn vmm(&self) -> Program<'_> {
+        Program::vmm(&self.program, self.sandboxed)
     }
 
     /// Links the agent's disk into the container's directory `data`: a snapshot of the container needs it, whatever

@@ -112,7 +112,7 @@ impl Warmer<'_> {
                 .map_err(|error| host("make the template's empty drives")(error.into()))?;
         }
         let root = (level == Level::Image).then(|| plan.root());
-        Maker { container: &container, program: &machine.program, config, interfaces, root, signals }
+        Maker { container: &container, program: machine.vmm(), config, interfaces, root, signals }
             .make(store, key)
     }
 }

@@ -25,8 +25,8 @@ use super::{Key, Template, TemplateStore, copy_sparse};
 use crate::container::Container;
 use crate::keeper::boot::{Boot, console_tail};
 use crate::network::Interface;
-use crate::process::VmProcess;
 use crate::process::events::Read;
+use crate::process::{Program, VmProcess};
 use crate::session::SessionError;
 use crate::session::link::{Link, Received};
 use crate::session::signals::Signals;
@@ -68,7 +68,7 @@ pub struct Maker<'a> {
     /// A place on the host for the machine, with its writable layer in it if it has one.
     pub container: &'a Container,
     /// The VMM.
-    pub program: &'a Path,
+    pub program: Program<'a>,
     /// The machine. Its interface and sockets are the maker's to add.
     pub config: VmConfig,
     /// Its network interfaces, which lead nowhere.
@@ -144,7 +144,7 @@ impl Maker<'_> {
         self.config.control = Some(self.container.control());
         self.config.net = self.interfaces.iter().map(Interface::config).collect();
         let log = self.container.vmm_log();
-        let mut vm = VmProcess::spawn(self.program, &self.config, &self.interfaces, None, &log)
+        let mut vm = VmProcess::spawn(&self.program, &self.config, &self.interfaces, None, &log)
             .map_err(|error| keep("start the VMM")(io::Error::other(error)))?;
         self.container.record_vmm(vm.id()).map_err(|error| keep("note the VMM")(io::Error::other(error)))?;
         self.prepare(&mut vm, &listener)?;

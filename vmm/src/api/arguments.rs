@@ -9,9 +9,9 @@ use api_server::wire::{Level, Logger};
 pub const USAGE: &str = "\
 usage: lighter-vmm [--api-sock PATH] [--id ID] [--config-file PATH [--no-api]] [--metadata PATH]
                    [--log-path PATH] [--level LEVEL] [--module NAME] [--show-level] [--show-log-origin]
-                   [--metrics-path PATH] [--boot-timer] [--http-api-max-payload-size BYTES]
+                   [--metrics-path PATH] [--boot-timer] [--no-seccomp] [--http-api-max-payload-size BYTES]
                    [--mmds-size-limit BYTES] [--version | --snapshot-version | --describe-snapshot PATH]
-       lighter-vmm vmm --config-fd N --event-fd M [--parent PID]";
+       lighter-vmm vmm --config-fd N --event-fd M [--parent PID] [--cage root|user|bare] [--no-seccomp]";
 
 /// Where the socket is without `--api-sock`.
 const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
@@ -80,6 +80,8 @@ pub struct Arguments {
     pub metrics_path: Option<String>,
     /// Say how long the start took.
     pub boot_timer: bool,
+    /// Let the threads make any system call.
+    pub no_seccomp: bool,
     /// Most bytes of a request's body.
     pub max_payload: usize,
     /// Most bytes of the metadata store.
@@ -163,6 +165,7 @@ impl Arguments {
             },
             metrics_path: given.value("--metrics-path").map(str::to_owned),
             boot_timer: given.has("--boot-timer"),
+            no_seccomp: given.has("--no-seccomp"),
             max_payload,
             max_metadata: given.bytes("--mmds-size-limit")?.unwrap_or(max_payload),
         })))

@@ -17,9 +17,10 @@ use super::log::Log;
 use super::metadata::Metadata;
 use super::metrics::Metrics;
 use super::resources::Resources;
-use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STOPPED};
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_REFUSED_CALL, EXIT_STOPPED};
 use crate::config::VmExit;
 use crate::process::prepare_process;
+use crate::seccomp::{self, Filters};
 use crate::stop::StopSignals;
 use crate::text::with_causes;
 use crate::uffd;
@@ -44,6 +45,8 @@ pub struct Instance {
     pub resources: Resources,
     server: Option<Server>,
     boot_timer: bool,
+    /// What the VM's threads may do.
+    filters: Option<&'static Filters>,
 }
 
 /// A VM that is there, and how it is.
@@ -132,9 +135,16 @@ impl Instance {
         };
         let mut metrics = Metrics::new(&arguments.id, begin.elapsed());
         metrics_config.map_or(Ok(()), |config| metrics.configure(config)).map_err(configuration)?;
-        let Arguments { id, boot_timer, .. } = arguments;
+        let Arguments { id, boot_timer, no_seccomp, .. } = arguments;
+        let filters = (!no_seccomp).then(|| seccomp::API.prepare(Some(EXIT_REFUSED_CALL)));
+        let filters = filters.transpose().map_err(|error| failed(&error))?;
         let metadata = Arc::new(Mutex::new(metadata));
-        Ok((Instance { id, log, metrics, metadata, resources, server, boot_timer }, signals))
+        Ok((Instance { id, log, metrics, metadata, resources, server, boot_timer, filters }, signals))
+    }
+
+    /// Limits the threads of `vm` from its start on.
+    pub(super) fn limit_calls(&self, vm: &mut Vm) {
+        self.filters.into_iter().for_each(|filters| vm.limit_calls(filters));
     }
 
     /// Serves until there is a VM, then until it ends.

@@ -29,6 +29,8 @@ use self::instance::Instance;
 pub const EXIT_OK: i32 = 0;
 /// The VM could not be built or run.
 pub const EXIT_FAILED: i32 = 1;
+/// A thread made a system call that its filter refuses.
+pub const EXIT_REFUSED_CALL: i32 = 148;
 /// The configuration cannot be used.
 pub const EXIT_CONFIGURATION: i32 = 152;
 /// The command line cannot be used.

@@ -53,6 +53,7 @@ impl Instance {
         if let (Some(balloon), Some(control)) = (self.resources.balloon(), vm.balloon()) {
             control.set_target(balloon.amount_mib).map_err(|error| refused(what, &error))?;
         }
+        self.limit_calls(&mut vm);
         vm.start().map_err(|error| refused(what, &error))?;
         Ok(Guest { vm, state: GuestState::Running, asked_at_ns, handler: None })
     }

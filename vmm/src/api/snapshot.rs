@@ -65,7 +65,7 @@ impl Instance {
         if guest.handler.is_some() && base.is_none() {
             uffd::fetch_all(guest.vm.memory());
         }
-        let order = SaveOrder { directory: directory.clone(), base, track, note };
+        let order = SaveOrder { directory: directory.clone(), base, track, note, files: None };
         guest.vm.snapshot_as(order).map_err(|error| refused(what, &error))?;
         let pages = Snapshot::read(&directory).map_err(|error| refused(what, &error))?.identity.base;
         let moved = move_memory(&directory.join("memory"), &memory, pages.as_ref())
@@ -118,7 +118,9 @@ impl Instance {
             .map_err(|error| refused(failed, &error))?;
         let (memory, handler) =
             memory(&snapshot, Path::new(path), kind).map_err(|error| refused(failed, error.as_ref()))?;
-        let vm = Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
+        let mut vm =
+            Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
+        self.limit_calls(&mut vm);
         self.resources = resources;
         let mut guest = Guest { vm, state: GuestState::Loaded, asked_at_ns, handler };
         if load.resume_vm {

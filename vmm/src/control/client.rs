@@ -1,8 +1,7 @@
 //! The other end of the control socket.
 
 use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
-use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::server::MAX_LINE;
 use super::{Answer, Done, Refusal, Request};
+use crate::snapshot::{WriteError, Writer};
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,9 @@ pub enum ClientError {
     /// The socket.
     #[error("cannot reach the VMM")]
     Io(#[from] io::Error),
+    /// The snapshot's files.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// What came is no answer.
     #[error("the VMM answered with something else than an answer: {0:?}")]
     Nonsense(String),
@@ -41,27 +44,28 @@ impl Client {
         Ok(Client { stream: BufReader::new(stream) })
     }
 
-    /// Sends `request` and waits for the answer.
+    /// Sends `request` and waits for the answer. The files of a snapshot are made here: a confined VMM cannot.
     pub fn ask(&mut self, request: &Request) -> Result<Done, ClientError> {
-        self.stream.get_mut().write_all(&line(request))?;
-        self.answer()
+        let Request::Snapshot { dir, .. } = request else {
+            return self.exchange(request, &[]);
+        };
+        let (writer, state) = Writer::for_other(dir)?;
+        let done = self.exchange(request, &[writer.memory().as_fd(), state.as_fd()])?;
+        writer.name()?;
+        Ok(done)
     }
 
     /// The same, with a descriptor that the VMM gets a duplicate of.
     pub fn ask_with(&mut self, request: &Request, descriptor: BorrowedFd<'_>) -> Result<Done, ClientError> {
-        let line = line(request);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [descriptor];
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let flags = SendFlags::NOSIGNAL;
-        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(&line)], &mut ancillary, flags);
-        let sent = sent.map_err(io::Error::from)?;
-        self.stream.get_mut().write_all(&line[sent..])?;
-        self.answer()
+        self.exchange(request, &[descriptor])
     }
 
-    fn answer(&mut self) -> Result<Done, ClientError> {
+    fn exchange(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Done, ClientError> {
+        let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
+        line.push(b'\n');
+        // The files go with the first byte.
+        let first = send_files(self.stream.get_ref(), &line, files)?;
+        self.stream.get_mut().write_all(line.get(first..).unwrap_or_default())?;
         let mut answer = Vec::new();
         let limit = MAX_LINE as u64;
         self.stream.by_ref().take(limit).read_until(b'\n', &mut answer)?;
@@ -76,8 +80,12 @@ impl Client {
     }
 }
 
-fn line(request: &Request) -> Vec<u8> {
-    let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
-    line.push(b'\n');
-    line
+/// Sends what fits of `bytes`, with `files`; gives how many bytes that were.
+fn send_files(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }

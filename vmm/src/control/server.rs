@@ -1,13 +1,16 @@
 //! The listening end, a subscriber of the event loop. It parses; the owner of the VM acts and answers.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, IoSliceMut, Write as _};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use devices::held;
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vmm_sys_util::epoll::EventSet;
 
@@ -18,6 +21,9 @@ use crate::report::{Report, Reporter};
 pub(super) const MAX_LINE: usize = 16 << 10;
 /// Clients at once. Stops one from using up all descriptors.
 const MAX_CLIENTS: usize = 16;
+
+/// Files that come with a request for a snapshot: memory and state.
+const FILES: usize = 2;
 
 /// The socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +38,9 @@ pub struct ServerError {
 pub struct Asked {
     /// What is asked for.
     pub request: Request,
-    /// Came with it.
+    /// The files of a snapshot, memory and state, where its asker made them.
+    pub files: Option<Arc<[File; 2]>>,
+    /// The single descriptor that came with it.
     descriptor: Option<OwnedFd>,
     client: UnixStream,
 }
@@ -46,7 +54,7 @@ impl Asked {
         unsafe { libc::recv(self.client.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 0 }
     }
 
-    /// The descriptor that came with the request.
+    /// The single descriptor that came with the request.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptor.take()
     }
@@ -68,7 +76,8 @@ pub struct Server {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
-    descriptor: Option<OwnedFd>,
+    /// What came with it.
+    files: Vec<OwnedFd>,
 }
 
 /// What reading from a client came to.
@@ -82,7 +91,10 @@ impl Server {
     /// Listens on `path`, which must not exist. Requests go to the owner of the VM through `reporter`.
     pub fn listen(path: &Path, reporter: Reporter) -> Result<Self, ServerError> {
         let listen = || {
-            let listener = UnixListener::bind(path)?;
+            let listener = match held::take(path) {
+                Some(held) => UnixListener::from(held?),
+                None => UnixListener::bind(path)?,
+            };
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
@@ -98,7 +110,7 @@ impl Server {
             }
             let fd = stream.as_raw_fd();
             if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
-                self.clients.insert(fd, Client { stream, line: Vec::new(), descriptor: None });
+                self.clients.insert(fd, Client { stream, line: Vec::new(), files: Vec::new() });
             }
         }
     }
@@ -119,10 +131,13 @@ impl Server {
     fn ask(&mut self, fd: RawFd) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let line = std::mem::take(&mut client.line);
-        let descriptor = client.descriptor.take();
+        let (files, descriptor) = match <[OwnedFd; FILES]>::try_from(std::mem::take(&mut client.files)) {
+            Ok(files) => (Some(Arc::new(files.map(File::from))), None),
+            Err(mut other) => (None, other.pop()),
+        };
         let refusal = match (serde_json::from_slice(&line), client.stream.try_clone()) {
             (Ok(request), Ok(client)) => {
-                return self.reporter.send(Report::Asked(Asked { request, descriptor, client }));
+                return self.reporter.send(Report::Asked(Asked { request, files, descriptor, client }));
             }
             (Err(error), _) => (RefusalKind::Request, format!("this is no request: {error}")),
             (_, Err(error)) => (RefusalKind::Host, format!("cannot keep the connection: {error}")),
@@ -132,6 +147,21 @@ impl Server {
 }
 
 impl Client {
+    /// Bytes, and the files that came with them.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let received = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                // Those of an older line are closed.
+                self.files = files.collect();
+            }
+        }
+        Ok(received.bytes)
+    }
+
     /// Reads what is there, up to the end of a line. Whoever sends more than one line, or none that ends, is gone.
     fn read(&mut self) -> Progress {
         let mut buffer = [0; 4096];
@@ -139,8 +169,8 @@ impl Client {
             let count = match self.receive(&mut buffer) {
                 Ok(0) => return Progress::Gone,
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(Errno::AGAIN) => return Progress::Partial,
+                Err(Errno::INTR) => continue,
                 Err(_) => return Progress::Gone,
             };
             self.line.extend_from_slice(&buffer[..count]);
@@ -150,22 +180,6 @@ impl Client {
                 _ => return Progress::Gone,
             }
         }
-    }
-}
-
-impl Client {
-    /// Reads bytes, and keeps the last descriptor that came with them.
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut slices = [IoSliceMut::new(buffer)];
-        let message = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptor = descriptors.last().or(self.descriptor.take());
-            }
-        }
-        Ok(message.bytes)
     }
 }
 
@@ -196,11 +210,12 @@ fn reply(mut stream: &UnixStream, answer: &Answer) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
     use std::os::fd::AsFd as _;
     use std::time::Duration;
 
     use super::super::{Client, ClientError, Done};
+    use std::io::Read as _;
+
     use super::*;
     use crate::report;
     use crate::worker::Worker;

@@ -7,6 +7,7 @@
 
 use std::arch::x86_64::__cpuid;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use arch::{boot_state, layout};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -53,12 +54,30 @@ pub fn emulated_ring0(kvm: &Kvm) -> Result<bool, DetectError> {
     if !intel && !amd {
         return Ok(true);
     }
-    let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
-    let hardware_module = (intel && loaded("kvm_intel")) || (amd && loaded("kvm_amd"));
-    if hardware_module && !loaded("kvm_pvm") {
+    let Modules { kvm_intel, kvm_amd, kvm_pvm } = *modules();
+    let hardware_module = (intel && kvm_intel) || (amd && kvm_amd);
+    if hardware_module && !kvm_pvm {
         return Ok(false);
     }
     probe(kvm)
+}
+
+/// Modules of KVM that are there.
+pub struct Modules {
+    kvm_intel: bool,
+    kvm_amd: bool,
+    kvm_pvm: bool,
+}
+
+/// Looked at once, the first time before the process is confined: a cage has no `/sys`.
+pub fn modules() -> &'static Modules {
+    static MODULES: OnceLock<Modules> = OnceLock::new();
+    let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
+    MODULES.get_or_init(|| Modules {
+        kvm_intel: loaded("kvm_intel"),
+        kvm_amd: loaded("kvm_amd"),
+        kvm_pvm: loaded("kvm_pvm"),
+    })
 }
 
 /// Runs the probe in a VM of its own: a vCPU's CPUID, which depends on the answer, is fixed once it ran.

@@ -5,17 +5,21 @@
 //! ```
 
 mod args;
+mod opening;
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use jailer::cage;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 pub use self::args::{ProcessArgs, USAGE};
 use crate::clock;
 use crate::config::{VmConfig, VmEvent};
+use crate::seccomp;
 use crate::stop::StopSignals;
 use crate::text::with_causes;
 use crate::vm::{Happening, Vm};
@@ -37,18 +41,11 @@ const FD_TABLE_SIZE: RawFd = 256;
 /// SIGINT end the VM.
 pub fn run(args: &ProcessArgs) -> i32 {
     let process_start_ns = clock::monotonic_ns();
-    if let Some(parent) = args.parent {
-        let asked = set_parent_process_death_signal(Some(Signal::KILL));
-        // Between its fork and the request above the parent may have died already.
-        if asked.is_err() || getppid() != Some(parent) {
-            return EXIT_FAILED;
-        }
-    }
     // SAFETY: the caller gives both descriptors away.
     let (config, events) =
         unsafe { (OwnedFd::from_raw_fd(args.config_fd), OwnedFd::from_raw_fd(args.event_fd)) };
     let mut events = Events(File::from(events));
-    match run_vm(File::from(config), &mut events, process_start_ns) {
+    match run_vm(File::from(config), &mut events, args, process_start_ns) {
         Ok(()) => EXIT_OK,
         Err(error) => {
             events.send(&VmEvent::Failed { message: with_causes(error.as_ref()) });
@@ -57,16 +54,38 @@ pub fn run(args: &ProcessArgs) -> i32 {
     }
 }
 
-fn run_vm(config: File, events: &mut Events, process_start_ns: u64) -> Result<(), Box<dyn Error>> {
+fn run_vm(
+    config: File,
+    events: &mut Events,
+    args: &ProcessArgs,
+    process_start_ns: u64,
+) -> Result<(), Box<dyn Error>> {
     prepare_process();
     let signals = StopSignals::open()?;
     let config = read_config(config)?;
+    if let Some(start) = args.cage {
+        let given = opening::open(&config);
+        for missing in cage::enter(start, &given.sockets, &given.limits) {
+            eprintln!("lighter-vmm: {}", with_causes(&missing));
+        }
+    }
+    // The kernel forgets the request when a process gives up privileges.
+    if let Some(parent) = args.parent {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Before the request the parent may have died already.
+        if !events.parent_lives(parent) {
+            return Err("whoever started the VMM is gone".into());
+        }
+    }
     let mut vm = match &config.restore {
         Some(restore) => Vm::from_snapshot(&config, &restore.snapshot)?,
         None => Vm::build(&config)?,
     };
     close_handed_over(&config);
     vm.stop_on(signals);
+    if !args.no_seccomp {
+        vm.limit_calls(seccomp::MACHINE.prepare(None)?);
+    }
     if let Some(path) = &config.control {
         vm.control_at(path)?;
     }
@@ -128,6 +147,17 @@ pub(crate) fn prepare_process() {
 struct Events(File);
 
 impl Events {
+    /// In a PID namespace of our own the parent has no number: there it lives while somebody can read.
+    fn parent_lives(&self, parent: Pid) -> bool {
+        match getppid() {
+            Some(now) => now == parent,
+            None => {
+                let mut pipe = [PollFd::new(&self.0, PollFlags::empty())];
+                poll(&mut pipe, Some(&Timespec::default())).is_ok_and(|_| pipe[0].revents().is_empty())
+            }
+        }
+    }
+
     fn send(&mut self, event: &VmEvent) {
         let mut line = serde_json::to_vec(event).expect("invariant: events are plain data");
         line.push(b'\n');

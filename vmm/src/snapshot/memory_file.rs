@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, OnceLock};
 
 use devices::GuestRam;
 use rustix::fs::{SeekFrom as Whence, seek};
@@ -206,12 +207,13 @@ fn candidates(region: &Region) -> io::Result<Vec<Range<usize>>> {
 
 /// Marks the pages of this process from address `base` on that are in memory or in swap.
 fn mark_present(base: usize, pages: &mut [bool]) -> io::Result<()> {
-    let mut pagemap = File::open("/proc/self/pagemap")?;
-    pagemap.seek(SeekFrom::Start((base / PAGE * PAGEMAP_ENTRY) as u64))?;
+    let pagemap = &own_memory()?.pagemap;
+    let mut position = (base / PAGE * PAGEMAP_ENTRY) as u64;
     let mut buffer = [0; 512 * PAGEMAP_ENTRY];
     for pages in pages.chunks_mut(512) {
         let entries = &mut buffer[..pages.len() * PAGEMAP_ENTRY];
-        pagemap.read_exact(entries)?;
+        pagemap.read_exact_at(entries, position)?;
+        position += entries.len() as u64;
         for (page, entry) in pages.iter_mut().zip(entries.chunks_exact(PAGEMAP_ENTRY)) {
             let entry = u64::from_ne_bytes(entry.try_into().expect("invariant: chunks have this size"));
             *page |= entry & PAGE_PRESENT != 0;
@@ -238,6 +240,32 @@ fn mark_data(file: &File, start: u64, range: Range<usize>, pages: &mut [bool]) -
     Ok(())
 }
 
+/// What the kernel says of this process's memory.
+struct OwnMemory {
+    /// `/proc/PID/pagemap`
+    pagemap: File,
+    /// `/proc/PID/maps`
+    maps: Mutex<File>,
+}
+
+/// Opened once, before the process is confined: a cage has no `/proc`.
+fn own_memory() -> io::Result<&'static OwnMemory> {
+    static OWN: OnceLock<OwnMemory> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let own = OwnMemory {
+        pagemap: File::open("/proc/self/pagemap")?,
+        maps: Mutex::new(File::open("/proc/self/maps")?),
+    };
+    Ok(OWN.get_or_init(|| own))
+}
+
+/// Opens what [`write`] needs while it can be opened.
+pub fn prepare() -> io::Result<()> {
+    own_memory().map(drop)
+}
+
 /// A part of this process's address space.
 struct Mapping {
     start: usize,
@@ -248,7 +276,10 @@ struct Mapping {
 
 /// The mappings within `range`, cut to it.
 fn mappings(range: Range<usize>) -> io::Result<Vec<Mapping>> {
-    let text = std::fs::read_to_string("/proc/self/maps")?;
+    let mut maps = own_memory()?.maps.lock().expect("invariant: nobody panics while holding the lock");
+    maps.seek(SeekFrom::Start(0))?;
+    let mut text = String::new();
+    maps.read_to_string(&mut text)?;
     Ok(text
         .lines()
         .filter_map(|line| {

@@ -15,19 +15,19 @@ mod memory_file;
 mod pages;
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use devices::GuestRam;
+use devices::{GuestRam, held};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use self::envelope::{Envelope, EnvelopeError, FORMAT_VERSION, Section, write as seal};
 pub use self::fingerprint::{Fingerprint, Mismatch, cpuid};
 pub use self::identity::{Base, Identity, PageRun, SnapshotId};
-pub use self::memory_file::Copied;
+pub use self::memory_file::{Copied, prepare};
 pub use self::pages::{PAGE, PageSet};
 use crate::memory::{self, MemoryError};
 use crate::vm::VmState;
@@ -177,6 +177,8 @@ pub struct Writer {
     directory: PathBuf,
     partial: PathBuf,
     memory: File,
+    /// Its state file too was given by whoever asked, who names the snapshot when it is done.
+    given: Option<File>,
 }
 
 /// All of a snapshot but its memory.
@@ -204,7 +206,32 @@ impl Writer {
         DirBuilder::new().mode(0o700).create(&partial).map_err(failed("make", &partial))?;
         let path = partial.join("memory");
         let memory = File::create_new(&path).map_err(failed("make", &path))?;
-        Ok(Writer { directory: directory.to_owned(), partial, memory })
+        Ok(Writer { directory: directory.to_owned(), partial, memory, given: None })
+    }
+
+    /// Begins the snapshot `directory` in two empty files of it.
+    pub fn into_files(directory: &Path, [memory, state]: [File; 2]) -> Self {
+        let partial = partial_name(directory);
+        Writer { directory: directory.to_owned(), partial, memory, given: Some(state) }
+    }
+
+    /// Makes the files of the snapshot `directory` for another process to write: memory and state. To be named with
+    /// [`Writer::name`] then.
+    pub fn for_other(directory: &Path) -> Result<(Self, File), WriteError> {
+        let writer = Self::create(directory)?;
+        let path = writer.partial.join("state");
+        let state = File::create_new(&path).map_err(failed("make", &path))?;
+        Ok((writer, state))
+    }
+
+    /// Its memory file.
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// Gives the snapshot its name.
+    pub fn name(&self) -> Result<(), WriteError> {
+        std::fs::rename(&self.partial, &self.directory).map_err(failed("make", &self.directory))
     }
 
     /// Writes what `memory` holds and is not zero; gives the bytes.
@@ -237,9 +264,12 @@ impl Writer {
             sections.push((Section::Note, description.note.to_vec()));
         }
         let bytes = envelope::write(&sections);
+        if let Some(mut file) = self.given.as_ref() {
+            return file.write_all(&bytes).map_err(failed("write", &path));
+        }
         let mut file = File::create_new(&path).map_err(failed("make", &path))?;
         file.write_all(&bytes).map_err(failed("write", &path))?;
-        std::fs::rename(&self.partial, &self.directory).map_err(failed("make", &self.directory))
+        self.name()
     }
 
     fn write_failed(&self) -> impl FnOnce(io::Error) -> WriteError + use<> {
@@ -249,9 +279,19 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if self.given.is_some() {
+            return;
+        }
         // Not there any more once it has its name.
         let _ = std::fs::remove_dir_all(&self.partial);
     }
+}
+
+/// How a snapshot's files are opened: so that a FIFO does not make this wait.
+pub fn read_options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    options
 }
 
 /// `directory` with `.partial` after its name.
@@ -276,9 +316,7 @@ impl Snapshot {
     pub fn read_state(directory: &Path, state: &Path) -> Result<Self, ReadError> {
         let file = |source| ReadError::File { path: state.to_owned(), source };
         let mut bytes = Vec::new();
-        // Opened so that a FIFO does not make this wait.
-        let mut options = File::options();
-        let file_now = options.read(true).custom_flags(libc::O_NONBLOCK).open(state).map_err(file)?;
+        let file_now = held::open(&read_options(), state).map_err(file)?;
         file_now.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
         if bytes.len() as u64 > MAX_STATE_BYTES {
             return Err(ReadError::TooLarge { path: state.to_owned() });
@@ -345,7 +383,7 @@ impl Snapshot {
 
     fn open_file(&self, path: PathBuf) -> Result<(PathBuf, File), ReadError> {
         let open = || -> io::Result<(File, u64)> {
-            let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+            let file = held::open(&read_options(), &path)?;
             let len = file.metadata()?.len();
             Ok((file, len))
         };

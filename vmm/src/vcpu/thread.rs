@@ -1,7 +1,7 @@
 //! The thread of a vCPU and the handle that its owner holds.
 //!
 //! ```text
-//!            start            Pause                Stop, or handle dropped
+//!            Begin            Pause                Stop, or handle dropped
 //!  (nothing) ─────► running ◄───────► paused ─────────────────────────────► gone
 //!                      │       Resume    ▲ Save, Tsc
 //!                      └─ guest ended ───┘
@@ -18,12 +18,15 @@ use super::kick::{self, Kickable};
 use super::{Outcome, StateError, Vcpu, VcpuState};
 use crate::clock;
 use crate::report::{Report, Reporter};
+use crate::seccomp::Filter;
 
 /// Stack of a vCPU thread: its calls are shallow, and untouched pages cost nothing.
 const STACK_SIZE: usize = 256 << 10;
 
 /// What a vCPU thread can be told.
 enum Command {
+    /// Enter the guest for the first time.
+    Begin,
     /// Leave the guest and answer.
     Pause(Sender<()>),
     /// Enter the guest.
@@ -71,16 +74,28 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Starts a thread that enters the guest at once. The kick handler is installed.
-    pub fn start(vcpu: Vcpu, reporter: Reporter) -> Result<Self, VcpuThreadError> {
+    /// Starts a thread that enters the guest when it is told to [`VcpuHandle::begin`], limited by `filter`. The kick
+    /// handler is installed.
+    pub fn start(vcpu: Vcpu, reporter: Reporter, filter: Option<Filter>) -> Result<Self, VcpuThreadError> {
         let id = vcpu.id;
         let (commands, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK_SIZE)
-            .spawn(move || run(vcpu, &receiver, &reporter))
+            .spawn(move || {
+                if let Some(Err(error)) = filter.map(|filter| filter.install()) {
+                    // Without its filter it must not run: the owner finds it gone.
+                    return eprintln!("lighter-vmm: cannot limit the system calls of vCPU {id}: {error}");
+                }
+                run(vcpu, &receiver, &reporter);
+            })
             .map_err(|source| VcpuThreadError::Spawn { id, source })?;
         Ok(VcpuHandle { id, commands, thread: Some(thread) })
+    }
+
+    /// Enters the guest for the first time.
+    pub fn begin(&self) -> Result<(), VcpuThreadError> {
+        self.send(Command::Begin)
     }
 
     /// Begins to take the vCPU out of the guest; the receiver gets a message once it is out.
@@ -152,10 +167,15 @@ impl Drop for VcpuHandle {
 fn run(mut vcpu: Vcpu, commands: &Receiver<Command>, reporter: &Reporter) {
     let _kickable = Kickable::new(vcpu.fd_mut());
     let mut first = vcpu.id == 0;
-    let mut running = true;
+    let mut running = false;
     loop {
         let command = if running { commands.try_recv().ok() } else { commands.recv().ok() };
         match command {
+            Some(Command::Begin) => {
+                running = true;
+                #[cfg(feature = "compromised")]
+                crate::compromised::act("vcpu");
+            }
             Some(Command::Pause(done)) => {
                 running = false;
                 // The owner may have given up waiting.

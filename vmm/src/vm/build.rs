@@ -3,7 +3,7 @@
 //! KVM calls come in the order memory slots, irqchip, vCPUs, ioeventfds and irqfds: a memory slot after any
 //! of the others costs milliseconds.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use arch::initrd::{self, InitrdError};
 use arch::kernel::{self, KernelError, LoadedKernel};
 use arch::layout;
 use devices::GuestRam;
+use devices::held;
 use devices::serial::SerialState;
 use devices::virtio::transport::QUEUE_NOTIFY_OFFSET;
 use kvm_bindings::kvm_cpuid_entry2;
@@ -183,13 +184,22 @@ pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// How kernels and initrds are opened.
+pub fn read_only() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    options
+}
+
 fn load_kernel(memory: &GuestRam, path: &Path) -> Result<LoadedKernel, BuildError> {
-    let file = File::open(path).map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
+    let file = held::open(&read_only(), path)
+        .map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
     kernel::load(memory, &file).map_err(|source| BuildError::Kernel { path: path.to_owned(), source })
 }
 
 fn load_initrd(memory: &GuestRam, path: &Path, kernel: &LoadedKernel) -> Result<initrd::Initrd, BuildError> {
-    let file = File::open(path).map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
+    let file = held::open(&read_only(), path)
+        .map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
     initrd::load(memory, &file, kernel.end, kernel.initrd_limit())
         .map_err(|source| BuildError::Initrd { path: path.to_owned(), source })
 }

@@ -13,6 +13,7 @@ use arch::layout;
 use devices::GuestRam;
 use devices::bus::{Bus, BusDevice, BusError};
 use devices::generation::{GENERATION_PORT, GENERATION_SIZE, Generation};
+use devices::held;
 use devices::i8042::{I8042, I8042_PORT};
 use devices::ioapic::{IOAPIC_SIZE, Ioapic};
 use devices::keyboard::{KEYBOARD_PORT, KEYBOARD_SIZE, Keyboard};
@@ -364,18 +365,19 @@ fn duplicate(fd: RawFd) -> Result<OwnedFd, DeviceError> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-fn open_console(path: &PathBuf, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+/// How the console's log is opened.
+pub fn console_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
     // Never waited for: a FIFO or terminal that is full loses output. Opened for reading too, as a FIFO without
     // a reader does not open for writing alone.
-    let file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .append(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
+    options.create(true).read(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    options
+}
+
+fn open_console(path: &Path, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+    let file = held::open(&console_options(), path)
         .or_else(|error| standard_output(path).ok_or(error))
-        .map_err(|source| DeviceError::OpenConsole { path: path.clone(), source })?;
+        .map_err(|source| DeviceError::OpenConsole { path: path.to_owned(), source })?;
     let out: Box<dyn io::Write + Send> = Box::new(file);
     let log = ConsoleLog::new(out);
     Ok(Arc::new(match saved {

@@ -28,9 +28,9 @@ use devices::serial::SerialState;
 use devices::virtio::balloon::BalloonControl;
 use kvm_bindings::kvm_cpuid_entry2;
 
-pub use self::build::BuildError;
+pub use self::build::{BuildError, read_only as kernel_options};
 pub use self::generation::RenewError;
-pub use self::machine::DeviceError;
+pub use self::machine::{DeviceError, console_options};
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
@@ -38,6 +38,7 @@ use crate::config::{VmConfig, VmExit};
 use crate::dirty::DirtyLog;
 use crate::memory;
 use crate::report::{self, Report, Reporter, Reports};
+use crate::seccomp::Filters;
 use crate::stop::StopSignals;
 use crate::vcpu::{Vcpu, VcpuHandle, VcpuThreadError};
 use crate::vm::generation::Stood;
@@ -73,6 +74,9 @@ pub enum VmError {
     /// The event loop failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The filter of this thread could not be installed.
+    #[error("cannot limit the system calls of the event loop")]
+    Filter(#[source] std::io::Error),
 }
 
 /// vCPUs with or without threads.
@@ -121,9 +125,16 @@ pub struct Vm {
     /// Of a restored VM that has not run yet.
     stood: Option<Stood>,
     ended: Option<VmExit>,
+    /// What its threads may do.
+    filters: Option<&'static Filters>,
 }
 
 impl Vm {
+    /// Limits the system calls of this VM's threads, this one among them, from its start on.
+    pub fn limit_calls(&mut self, filters: &'static Filters) {
+        self.filters = Some(filters);
+    }
+
     /// Builds the VM of `config` with its kernel loaded. No thread is started.
     pub fn build(config: &VmConfig) -> Result<Self, BuildError> {
         let memory = memory::allocate(config.mem_size_mib)?;
@@ -171,6 +182,7 @@ impl Vm {
             paused_at: None,
             stood: None,
             ended: None,
+            filters: None,
         })
     }
 
@@ -189,8 +201,15 @@ impl Vm {
         let vcpus = std::mem::take(vcpus);
         let handles = vcpus
             .into_iter()
-            .map(|vcpu| VcpuHandle::start(vcpu, self.reporter.clone()))
+            .map(|vcpu| VcpuHandle::start(vcpu, self.reporter.clone(), self.filters.map(|of| of.vcpu)))
             .collect::<Result<Vec<_>, _>>()?;
+        // After the threads are made, which have filters of their own, and before the guest runs.
+        if let Some(filters) = self.filters {
+            filters.install_worker().map_err(VmError::Filter)?;
+        }
+        #[cfg(feature = "compromised")]
+        crate::compromised::act("worker");
+        handles.iter().try_for_each(VcpuHandle::begin)?;
         self.vcpus = Vcpus::Running(handles);
         Ok(())
     }

@@ -93,13 +93,14 @@ impl Vm {
 
     /// Saves a paused VM at once; a running one is saved by a thread, whose end answers.
     fn save_for(&mut self, asked: Asked) -> Option<(Asked, Result<Done, Refusal>)> {
-        let begun = self.begin_save(&asked.request);
+        let begun = self.begin_save(&asked);
         let (save, stay_paused) = match begun {
             Ok(Begun::Running { save, stay_paused }) => (save, stay_paused),
             Ok(Begun::Done(done)) => return Some((asked, Ok(done))),
             Err(refusal) => return Some((asked, Err(refusal))),
         };
-        match Saving::start(save, stay_paused, asked, self.reporter.clone()) {
+        match Saving::start(save, stay_paused, asked, self.reporter.clone(), self.filters.map(|of| of.saver))
+        {
             Ok(saving) => {
                 self.saving = Some(saving);
                 None
@@ -112,8 +113,8 @@ impl Vm {
         }
     }
 
-    fn begin_save(&mut self, request: &Request) -> Result<Begun, Refusal> {
-        let Request::Snapshot { dir, base, track, stay_paused } = request else {
+    fn begin_save(&mut self, asked: &Asked) -> Result<Begun, Refusal> {
+        let Request::Snapshot { dir, base, track, stay_paused } = &asked.request else {
             return Ok(Begun::Done(Done::default()));
         };
         if let Some(path) = std::iter::once(dir).chain(base).find(|path| !path.is_absolute()) {
@@ -128,7 +129,13 @@ impl Vm {
             message: crate::text::with_causes(&error),
         })?;
         let base = base.map(|base| base.identity.id);
-        let order = SaveOrder { directory: dir.clone(), base, track: *track, note: Vec::new() };
+        let order = SaveOrder {
+            directory: dir.clone(),
+            base,
+            track: *track,
+            note: Vec::new(),
+            files: asked.files.clone(),
+        };
         if matches!(self.vcpus, Vcpus::Running(_)) {
             let save = Save::begin(order, self.log.clone())?;
             return Ok(Begun::Running { save, stay_paused: *stay_paused });
@@ -150,7 +157,9 @@ impl From<VmError> for Refusal {
     fn from(error: VmError) -> Self {
         let kind = match error {
             VmError::State(_) => RefusalKind::State,
-            VmError::Vcpu(_) | VmError::Worker(_) | VmError::Renew(_) => RefusalKind::Host,
+            VmError::Vcpu(_) | VmError::Worker(_) | VmError::Renew(_) | VmError::Filter(_) => {
+                RefusalKind::Host
+            }
         };
         Refusal { kind, message: crate::text::with_causes(&error) }
     }

@@ -8,6 +8,7 @@
 //!
 //! The pause is for the state and for copying what the guest wrote since the last look, not for the disk.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +21,7 @@ use super::{VmState, WrongState};
 use crate::control::{Answer, Asked};
 use crate::dirty::DirtyLog;
 use crate::report::{Report, Reporter};
+use crate::seccomp::Filter;
 use crate::snapshot::{
     Base, Copied, Description, Fingerprint, Identity, PageSet, SnapshotId, Times, WriteError, Writer, Written,
 };
@@ -43,6 +45,8 @@ pub struct SaveOrder {
     pub track: bool,
     /// What whoever loads it wants to find in it.
     pub note: Vec<u8>,
+    /// Its files, memory and state, where the process that saves cannot make them.
+    pub files: Option<Arc<[File; 2]>>,
 }
 
 impl SaveOrder {
@@ -94,7 +98,13 @@ impl Save {
         if order.base.is_some() && order.base != known {
             return Err(SnapshotError::Base { known });
         }
-        let writer = Arc::new(Writer::create(&order.directory)?);
+        let writer = Arc::new(match order.files.as_deref() {
+            Some([memory, state]) => {
+                let own = |file: &File| file.try_clone().map_err(SnapshotError::Copy);
+                Writer::into_files(&order.directory, [own(memory)?, own(state)?])
+            }
+            None => Writer::create(&order.directory)?,
+        });
         let id = SnapshotId::draw().map_err(WriteError::from)?;
         Ok(Save { order, id, writer, log })
     }
@@ -213,12 +223,14 @@ impl Saving {
         stay_paused: bool,
         asked: Asked,
         reporter: Reporter,
+        filter: Option<Filter>,
     ) -> Result<Self, Box<(std::io::Error, Asked)>> {
         let (sender, frozen) = mpsc::channel();
         let work = save.clone();
         let logged_before = locked(&save.log).is_on();
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
-            let result = work.run(&reporter, &frozen);
+            let filtered = filter.map_or(Ok(()), |filter| filter.install()).map_err(SnapshotError::Copy);
+            let result = filtered.and_then(|()| work.run(&reporter, &frozen));
             if result.is_err() && !logged_before {
                 // The error being reported matters more.
                 let _ = locked(&work.log).stop();

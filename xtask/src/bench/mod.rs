@@ -15,6 +15,7 @@ mod micro;
 mod net;
 mod qemu;
 mod report;
+mod sandbox;
 mod stats;
 mod tap;
 mod tracefs;
@@ -45,6 +46,8 @@ enum Suite {
     Engine,
     /// A whole `lighter run`: a clone of a template beside a boot.
     Warm,
+    /// Confinement: a VMM in its cage beside one without.
+    Sandbox,
     /// Image to root file system, beside `skopeo copy` and `umoci unpack`.
     Images,
     /// Virtio-blk, driven from ring 3: random and sequential reads, beside QEMU's.
@@ -62,6 +65,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         Suite::Clone(clone) => clone::run(clone, args.runs)?,
         Suite::Engine => engine::run(args.runs)?,
         Suite::Warm => warm::run(args.runs)?,
+        Suite::Sandbox => sandbox::run(args.runs)?,
         Suite::Images => images::run(args.runs)?,
         Suite::Block => block::run(args.runs)?,
         Suite::Net => net::run(args.runs)?,

@@ -49,6 +49,7 @@ use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, Virt
 use super::guest_buffers::{GuestBuffers, IoVecs};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
+use crate::held;
 use crate::rate::{Direction, RateControl, RateLimiter, RateLimits};
 
 /// Token of the ring's descriptor.
@@ -328,17 +329,19 @@ impl VirtioDevice for Block {
     }
 }
 
+/// How a disk's file is opened.
+pub fn disk_options(read_only: bool) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // Without O_NONBLOCK a FIFO would block here; files and disks do not mind it.
+    options.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
+    options
+}
+
 /// Opens the file and finds its size in bytes.
 fn open_disk(path: &Path, read_only: bool) -> Result<(File, u64), BlockError> {
     let owned = || path.to_owned();
     let open_error = |source| BlockError::OpenDisk { path: owned(), source };
-    // Without O_NONBLOCK a FIFO would block here; files and disks do not mind it.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(open_error)?;
+    let mut file = held::open(&disk_options(read_only), path).map_err(open_error)?;
     let kind = file.metadata().map_err(open_error)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(BlockError::NotADisk { path: owned() });

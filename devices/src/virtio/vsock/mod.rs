@@ -16,6 +16,8 @@ mod poller;
 mod socket;
 mod transport_reset;
 
+pub use self::socket::listen;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

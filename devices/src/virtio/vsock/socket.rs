@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::held;
 use crate::virtio::guest_buffers::retry;
 
 /// Clients that may wait to be accepted, for example before the guest's driver is ready.
@@ -18,29 +19,20 @@ const BACKLOG: libc::c_int = 128;
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    inode: (u64, u64),
+    /// None of a socket that was held: its file has no name here.
+    inode: Option<(u64, u64)>,
 }
 
 impl Listener {
     /// Listens on `path`, readable and writable for this user only. A socket that nobody listens on any
     /// more is replaced; anything else at `path` is left alone and reported as in use.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        remove_dead_socket(path)?;
-        let socket = stream_socket()?;
-        // Linux gives the file the mode of the socket's inode, so there is no moment with another mode.
-        // SAFETY: plain system call on an open descriptor.
-        check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) })?;
-        let (address, len) = address(path)?;
-        // SAFETY: `address` is a valid `sockaddr_un` of which the first `len` bytes are set.
-        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+        if let Some(held) = held::take(path) {
+            return Ok(Self { listener: held?.into(), path: path.to_owned(), inode: None });
+        }
+        let listener = listen(path)?.into();
         let metadata = fs::symlink_metadata(path)?;
-        // SAFETY: plain system call on an open descriptor.
-        check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
-        Ok(Self {
-            listener: UnixListener::from(socket),
-            path: path.to_owned(),
-            inode: (metadata.dev(), metadata.ino()),
-        })
+        Ok(Self { listener, path: path.to_owned(), inode: Some((metadata.dev(), metadata.ino())) })
     }
 
     /// The next client, as a non-blocking stream; `WouldBlock` when there is none.
@@ -67,12 +59,27 @@ impl AsRawFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.inode);
+            .is_ok_and(|metadata| Some((metadata.dev(), metadata.ino())) == self.inode);
         if ours {
             // Nobody can be told if this fails; the next `bind` takes the dead socket away.
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// A socket that listens on `path`, as [`Listener::bind`] says.
+pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+    remove_dead_socket(path)?;
+    let socket = stream_socket()?;
+    // Linux gives the file the mode of the socket's inode, so there is no moment with another mode.
+    // SAFETY: plain system call on an open descriptor.
+    check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) })?;
+    let (address, len) = address(path)?;
+    // SAFETY: `address` is a valid `sockaddr_un` of which the first `len` bytes are set.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+    // SAFETY: plain system call on an open descriptor.
+    check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
+    Ok(socket)
 }
 
 /// Connects without waiting: a listener whose backlog is full refuses with `WouldBlock`.

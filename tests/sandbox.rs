@@ -1,0 +1,101 @@
+//! What the processes of live VMs really hold, as `lighter inspect --security` shows it.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use lighter_tests::harness::{Need, main as run_tests, test};
+use lighter_tests::image::busybox_reference;
+use lighter_tests::lighter::{GUEST_DEADLINE, Installation, finish};
+use serde_json::Value;
+
+fn main() -> ExitCode {
+    run_tests(vec![test("a_vmm_holds_nothing_but_what_its_machine_was_given", &[Need::Kvm], confined)])
+}
+
+/// First user ID that VMMs get from root (`jailer::FIRST_UID`).
+const FIRST_UID: u64 = 0x7000_0000;
+
+fn confined() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let image = busybox_reference()?;
+    let run = |name: &str, more: &[&str]| {
+        let first = ["run", "-d", "--rm", "--network", "none", "--name", name];
+        let command = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1; done"];
+        let child = installation.command([&first[..], more, &[&image], &command].concat()).spawn()?;
+        finish(child, GUEST_DEADLINE)
+    };
+    let look = |name: &str| -> anyhow::Result<Value> {
+        let json = installation.stdout(["inspect", "--security", "--format", "json", name])?;
+        serde_json::from_str::<Vec<Value>>(&json)?.pop().context("an empty list")
+    };
+    for name in ["cell", "other"] {
+        let output = run(name, &[])?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    // Its life goes on in there.
+    ensure!(installation.stdout(["exec", "cell", "echo", "alive"])? == "alive\n");
+    installation.stdout(["pause", "cell"])?;
+    installation.stdout(["unpause", "cell"])?;
+    installation.stdout(["snapshot", "create", "cell", "saved"]).context("a snapshot of a confined VMM")?;
+
+    let (cell, other) = (look("cell")?, look("other")?);
+    ensure!(cell["missing"] == serde_json::json!([]) && cell["sandboxed"] == true, "{cell:#}");
+    for namespace in ["ipc", "mnt", "net", "pid", "user", "uts"] {
+        ensure!(cell["namespaces"][namespace] == true, "{namespace}: {cell:#}");
+    }
+    let sets = cell["capabilities"].as_object().context("no capabilities")?;
+    ensure!(sets.len() == 5 && sets.values().all(|set| set == "0000000000000000"), "{sets:?}");
+    ensure!(cell["no_new_privs"] == true && cell["root"] == serde_json::json!([]), "{cell:#}");
+    ensure!(cell["mounts"].as_array().is_some_and(|mounts| mounts.len() == 1), "{cell:#}");
+    ensure!(cell["limits"]["Max core file size"] == "0", "{cell:#}");
+    if rustix::process::geteuid().is_root() {
+        ensure!(cell["uid"].as_u64() >= Some(FIRST_UID) && cell["uid"] != other["uid"], "{cell:#}");
+        ensure!(cell["groups"] == serde_json::json!([]), "{cell:#}");
+    }
+    let threads = cell["threads"].as_array().context("no threads")?;
+    ensure!(threads.len() >= 2 && threads.iter().all(|thread| thread["seccomp"] == "filter"), "{threads:?}");
+    ensure!(threads.iter().any(|thread| thread["role"] == "vcpu"), "{threads:?}");
+    for role in ["vcpu", "worker", "saver"] {
+        let calls = cell["calls"][role].as_array().context("no calls")?;
+        ensure!(
+            !calls.is_empty() && !calls.iter().any(|call| call == "execve" || call == "openat"),
+            "{calls:?}"
+        );
+    }
+    files(&cell, &installation)?;
+
+    let output = run("bare", &["--no-sandbox"])?;
+    let warning = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && warning.contains("--no-sandbox: "), "{output:?}");
+    let bare = look("bare")?;
+    ensure!(
+        bare["sandboxed"] == false && bare["missing"].as_array().is_some_and(|all| all.len() > 5),
+        "{bare:#}"
+    );
+    let table = installation.stdout(["inspect", "--security", "bare"])?;
+    ensure!(table.contains("off (--no-sandbox)") && table.contains("net namespace"), "{table}");
+    installation.stdout(["rm", "-f", "cell", "other", "bare"])?;
+    Ok(())
+}
+
+/// What is open is the machine's: nothing of the other one, no directory, no terminal.
+fn files(report: &Value, installation: &Installation) -> anyhow::Result<()> {
+    let own = report["container"].as_str().context("no ID")?;
+    let data = installation.root();
+    let data = data.to_str().context("an odd path")?;
+    for file in report["files"].as_array().context("no files")? {
+        let what = file["what"].as_str().context("no name")?;
+        let kernel_made =
+            ["anon_inode:", "socket:", "pipe:", "/memfd:"].iter().any(|kind| what.starts_with(kind));
+        let device = ["/dev/null", "/dev/kvm"].contains(&what);
+        let shared = !file["writable"].as_bool().unwrap_or(true);
+        let of_own_container = what.contains(&format!("/containers/{own}/"));
+        let own_memory = what.ends_with("/pagemap") || what.ends_with("/maps");
+        ensure!(
+            kernel_made || device || of_own_container || shared || own_memory,
+            "{what} is none of its business, below {data}: {report:#}"
+        );
+        ensure!(!what.contains("/containers/") || of_own_container, "{what} is another container's");
+    }
+    Ok(())
+}
