@@ -7,13 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
-use engine::container::{Container, record};
+use engine::container::record;
 use engine::dirs::Dirs;
-use engine::events::{Event, emit};
 use engine::network::definition::{Definition, NewNetwork};
 use engine::network::spec::{ConnectError, DEFAULT_NETWORK, Endpoint};
 use engine::network::subnet::{Subnet, Subnet6};
 use engine::network::{NetworkError, NetworkSpec, Networks};
+use engine::verbs;
 use serde_json::{Value, json};
 
 use crate::args::{FormatArgs, PruneArgs};
@@ -184,29 +184,11 @@ fn connect(dirs: &Dirs, networks: &Networks, args: &ConnectArgs) -> anyhow::Resu
 fn change(
     dirs: &Dirs,
     container: &str,
-    action: &str,
+    action: &'static str,
     network: &str,
     change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
 ) -> anyhow::Result<()> {
-    let record = record::find(dirs, container)?;
-    ensure!(
-        !record.state.status.is_live(),
-        "container {} is running, and its machine's interfaces are fixed while it does: `lighter stop` it, then \
-         {action} it, then `lighter start` it",
-        record.name
-    );
-    // From here on nobody starts it.
-    let owned = Container::open(dirs, &record.spec.id)?;
-    let (name, mut spec, _) = record::load(&owned)?;
-    change(&mut spec.network)?;
-    owned.describe(&spec)?;
-    emit(
-        dirs,
-        &Event::new("network", action, network, network)
-            .with("container", spec.id.as_str())
-            .with("name", name),
-    );
-    Ok(())
+    Ok(verbs::change_network(dirs, &record::find(dirs, container)?, action, network, change)?)
 }
 
 fn labels(texts: &[String]) -> BTreeMap<String, String> {
