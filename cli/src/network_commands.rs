@@ -7,15 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
-use engine::container::record::Record;
-use engine::container::{Container, record};
+use engine::container::record;
 use engine::dirs::Dirs;
-use engine::events::{Event, emit};
 use engine::network::definition::{Definition, NewNetwork};
-use engine::network::spec::{ConnectError, DEFAULT_NETWORK, Endpoint};
+use engine::network::spec::{DEFAULT_NETWORK, Endpoint};
 use engine::network::subnet::{Subnet, Subnet6};
-use engine::network::{NetworkError, NetworkSpec, Networks};
-use engine::rewire::{self, RewireError};
+use engine::network::{NetworkError, Networks};
+use engine::verbs;
 use serde_json::{Value, json};
 
 use crate::args::{FormatArgs, PruneArgs};
@@ -133,14 +131,8 @@ pub fn execute(dirs: &Dirs, command: &NetworkCommand) -> anyhow::Result<()> {
     match command {
         NetworkCommand::Connect(args) => connect(dirs, &networks, args),
         NetworkCommand::Disconnect(args) => {
-            let network = args.network.as_str();
-            change(
-                dirs,
-                &args.container,
-                ("disconnect", network),
-                |spec| spec.disconnect(network),
-                |record| rewire::disconnect(dirs, record, network),
-            )
+            let record = record::find(dirs, &args.container)?;
+            Ok(verbs::disconnect_network(dirs, &record, &args.network)?)
         }
         NetworkCommand::Create(args) => create(&networks, args),
         NetworkCommand::Ls(args) => list(&networks, args),
@@ -186,46 +178,8 @@ fn connect(dirs: &Dirs, networks: &Networks, args: &ConnectArgs) -> anyhow::Resu
         mac: None,
         aliases: args.alias.clone(),
     };
-    change(
-        dirs,
-        &args.container,
-        ("connect", &args.network),
-        |spec| spec.connect(endpoint.clone()),
-        |record| rewire::connect(record, &endpoint),
-    )
-}
-
-/// Changes what a container finds at its next start, and what it has if it runs.
-fn change(
-    dirs: &Dirs,
-    container: &str,
-    (action, network): (&str, &str),
-    change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
-    rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
-) -> anyhow::Result<()> {
-    let record = record::find(dirs, container)?;
-    let (name, spec) = if record.state.status.is_live() {
-        let mut spec = record.spec.clone();
-        change(&mut spec.network)?;
-        rewire(&record)?;
-        record::write_json(&record.data.join("spec.json"), &spec)
-            .context("cannot write the container down")?;
-        (record.name, spec)
-    } else {
-        // From here on nobody starts it.
-        let owned = Container::open(dirs, &record.spec.id)?;
-        let (name, mut spec, _) = record::load(&owned)?;
-        change(&mut spec.network)?;
-        owned.describe(&spec)?;
-        (name, spec)
-    };
-    emit(
-        dirs,
-        &Event::new("network", action, network, network)
-            .with("container", spec.id.as_str())
-            .with("name", name),
-    );
-    Ok(())
+    let record = record::find(dirs, &args.container)?;
+    Ok(verbs::connect_network(dirs, &record, &endpoint)?)
 }
 
 fn labels(texts: &[String]) -> BTreeMap<String, String> {
