@@ -17,7 +17,7 @@ mod forward;
 pub mod network;
 mod power;
 pub mod process;
-mod resolver;
+pub mod resolver;
 pub mod session;
 mod splice;
 pub mod tools;

@@ -8,6 +8,7 @@ use agent_protocol::message::{HostMessage, TerminalSize};
 use serde::{Deserialize, Serialize};
 
 use crate::session::Outcome;
+use crate::trace::Used;
 
 /// A client's wish.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -60,6 +61,8 @@ pub enum Reply {
         ends: Vec<(String, u64)>,
         /// Processor time of the keeper, in ns.
         cpu_ns: u64,
+        /// What the container took, where it has ended.
+        used: Option<Used>,
     },
     /// The wish was fulfilled.
     Done,
