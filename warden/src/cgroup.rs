@@ -131,6 +131,14 @@ pub fn memory(id: &str) -> Option<u64> {
     })
 }
 
+/// The most that [`memory`] has been, in bytes. `None` also with version 2 before Linux 5.19.
+pub fn peak_memory(id: &str) -> Option<u64> {
+    directories(id).iter().find_map(|directory| {
+        let read = |file: &str| fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok();
+        read("memory.max_usage_in_bytes").or_else(|| read("memory.peak"))
+    })
+}
+
 /// Stops the processes of `id`, or lets them go on.
 pub fn freeze(id: &str, frozen: bool) -> Result<(), String> {
     let directory = freezer(id).ok_or("this host has no freezer cgroup")?;
@@ -163,6 +171,11 @@ pub fn usage(id: &str, host: Usage) -> Usage {
     let total_kib = limit.min(host.total_kib);
     let taken = (used >> 10).saturating_sub(cached_kib);
     Usage { total_kib, available_kib: total_kib.saturating_sub(taken), cached_kib }
+}
+
+/// Kills whatever is left of `id`.
+pub fn kill(id: &str) {
+    directories(id).iter().for_each(|directory| kill_all(directory));
 }
 
 /// Kills whatever is left of `id` and removes its cgroups.

@@ -157,7 +157,11 @@ fn session_to(
             changed: &mut |_| (),
             ttl: None,
             health: None,
+<<<<<<< HEAD
             wiring: None,
+=======
+            used: &|_| None,
+>>>>>>> ae75b53 (warden, engine: cp, diff, export, commit and names for containers without a VM)
         };
         let result = Life::new(setup, vm).run();
         let outcome = match &result {
