@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use crate::{Column, CompareError, Options};
 
 /// What one start may take. A boot takes ten seconds where a guest's kernel is emulated.
@@ -17,7 +20,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// As much of a program's output as is kept.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// How often it is asked whether to stop.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The program, and the image that its probes run in.
 pub struct Lighter<'a> {
@@ -52,6 +55,10 @@ pub struct Ran {
     pub stderr: String,
     /// Phases of the start and what each took, in ms.
     pub phases: Vec<(String, f64)>,
+    /// Processor time that the container took, in ms; `None` where it did not end by itself.
+    pub cpu: Option<f64>,
+    /// The most memory that it took of the host, in MiB.
+    pub peak: Option<f64>,
 }
 
 impl Run {
@@ -117,7 +124,7 @@ impl<'a> Lighter<'a> {
         let trace = self.traces.path().join("trace.json");
         let _ = std::fs::remove_file(&trace);
         let mut ran = self.finish(self.to_run(run, Some(&trace)), Some(run.column));
-        ran.phases = phases(&trace);
+        read_trace(&trace, &mut ran);
         ran
     }
 
@@ -127,12 +134,12 @@ impl<'a> Lighter<'a> {
         run.keeps_stdin = true;
         let mut child = self.to_run(&run, None).spawn().map_err(|error| error.to_string())?;
         let lines = lines_of(child.stdout.take());
-        let mut held = Held { child, _lines: None };
+        let mut held = Held { child, said: String::new(), _lines: None };
         let end = Instant::now() + RUN_LIMIT;
         loop {
-            match lines.recv_timeout(TICK) {
+            match lines.recv_timeout(Duration::from_nanos(TICK.tv_nsec.unsigned_abs())) {
                 Ok(line) if line.contains("ready") => {
-                    held._lines = Some(lines);
+                    (held.said, held._lines) = (line, Some(lines));
                     return Ok(held);
                 }
                 Ok(_) => {}
@@ -168,11 +175,14 @@ impl<'a> Lighter<'a> {
         let whole = began.elapsed();
         let (stdout, first) = stdout.recv_timeout(END_LIMIT).unwrap_or_default();
         let (stderr, _) = stderr.recv_timeout(END_LIMIT).unwrap_or_default();
-        Ran { first_byte: first.unwrap_or(whole), whole, code, stdout, stderr, phases: Vec::new() }
+        Ran { first_byte: first.unwrap_or(whole), whole, code, stdout, stderr, ..Ran::default() }
     }
 
     fn wait(&self, child: &mut Child, until: Instant) -> Option<i32> {
         let mut asked: Option<Instant> = None;
+        // Readable at its end: whoever looks again and again takes time from what is measured.
+        let ended = Pid::from_child(child);
+        let ended = pidfd_open(ended, PidfdFlags::empty()).ok();
         loop {
             match child.try_wait() {
                 Ok(Some(status)) if asked.is_none() => return status.code(),
@@ -191,7 +201,10 @@ impl<'a> Lighter<'a> {
                 }
                 _ => {}
             }
-            std::thread::sleep(Duration::from_millis(1));
+            match &ended {
+                Some(ended) => drop(poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&TICK))),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 
@@ -210,6 +223,8 @@ fn signal(child: &Child, signal: libc::c_int) {
 /// A running container. It ends when this is dropped: its stdin ends.
 pub struct Held {
     child: Child,
+    /// The line with which it came up.
+    pub said: String,
     _lines: Option<Receiver<String>>,
 }
 
@@ -264,11 +279,13 @@ fn lines_of(stream: Option<impl Read + Send + 'static>) -> Receiver<String> {
     receiver
 }
 
-fn phases(trace: &Path) -> Vec<(String, f64)> {
+fn read_trace(trace: &Path, ran: &mut Ran) {
     let text = std::fs::read(trace).unwrap_or_default();
     let value: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let phase = |phase: &serde_json::Value| Some((phase["name"].as_str()?.to_owned(), phase["ms"].as_f64()?));
-    value["phases"].as_array().into_iter().flatten().filter_map(phase).collect()
+    ran.phases = value["phases"].as_array().into_iter().flatten().filter_map(phase).collect();
+    ran.cpu = value["used"]["cpu_ns"].as_f64().map(|ns| ns / 1e6);
+    ran.peak = value["used"]["peak_memory"].as_f64().map(|bytes| bytes / f64::from(1 << 20));
 }
 
 /// A root directory with nothing but the probe; the same every time, so that it is one image with one template.

@@ -10,7 +10,7 @@ use crate::{Column, Context, host};
 /// Instances that are held at once.
 const MANY: usize = 10;
 /// Where a boot is long fewer have to do.
-const QUICK_MANY: usize = 3;
+const QUICK_MANY: usize = 2;
 /// Memory that was given back late is counted by nobody.
 const SETTLE: Duration = Duration::from_millis(300);
 const MIB: f64 = (1 << 20) as f64;

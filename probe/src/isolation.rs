@@ -2,19 +2,21 @@
 //!
 //! Decoys come as `NAME=VALUE`: `boot` the host's boot ID, `marker` a word in the command line of a process of the
 //! host, `file` a file of the host whose content is that word, `port` a port on which the host's loopback interface
-//! answers, `socket` an abstract Unix socket of the host.
+//! answers, `socket` an abstract Unix socket of the host, `disk` the bytes that the host's disk has left. Of another
+//! instance ([`crate::neighbour`]): `neighbour` its word, `memory` where that is in its process, `address` its port.
 
 use std::ffi::CString;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddrV4;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::syscalls;
+use crate::{disk, neighbour, syscalls, tcp};
 
-type Found = (bool, String);
+/// Whether it worked, and what was found.
+pub type Found = (bool, String);
 type Attempt<'a> = (&'a str, Box<dyn Fn() -> Found + 'a>);
 
 /// Kernel interfaces below `/proc` and `/sys` that tell of the host or act on it.
@@ -66,6 +68,10 @@ pub fn run(decoys: &[&str]) {
         ("files", Box::new(|| files(decoy("file"), decoy("marker")))),
         ("loopback", Box::new(|| loopback(decoy("port")))),
         ("unix_socket", Box::new(|| unix_socket(decoy("socket")))),
+        ("disk_filler", Box::new(|| disk::filler(decoy("disk")))),
+        ("neighbour_files", Box::new(|| neighbour::files(decoy("neighbour")))),
+        ("neighbour_memory", Box::new(|| neighbour::memory(decoy("neighbour"), decoy("memory")))),
+        ("neighbour_network", Box::new(|| neighbour::network(decoy("neighbour"), decoy("address")))),
     ];
     for (name, attempt) in attempts {
         let (open, found) = attempt();
@@ -90,7 +96,7 @@ fn errno() -> std::io::Error {
 }
 
 /// The process whose command line has the marker, but not ourselves, who were told it.
-fn marked(marker: &str) -> Option<i32> {
+pub fn marked(marker: &str) -> Option<i32> {
     if marker.is_empty() {
         return None;
     }
@@ -242,8 +248,7 @@ fn files(path: &str, marker: &str) -> Found {
 
 fn loopback(port: &str) -> Found {
     let Ok(port) = port.parse::<u16>() else { return (false, "no decoy".into()) };
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+    match tcp::connect(SocketAddrV4::new([127, 0, 0, 1].into(), port), Duration::from_secs(5)) {
         Ok(_) => (true, "the host's loopback interface answers".into()),
         Err(error) => (false, error.to_string()),
     }
