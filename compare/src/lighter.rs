@@ -38,6 +38,8 @@ pub struct Run {
     command: Vec<String>,
     options: Vec<String>,
     keeps_stdin: bool,
+    /// It is ended after this time.
+    limit: Duration,
 }
 
 /// What became of it.
@@ -65,13 +67,20 @@ impl Run {
     /// The probe in its own image.
     pub fn probe(column: Column, arguments: &[&str]) -> Self {
         let command = [&["/probe"], arguments].concat().into_iter().map(str::to_owned).collect();
-        Self { column, image: None, command, options: Vec::new(), keeps_stdin: false }
+        Self { column, image: None, command, options: Vec::new(), keeps_stdin: false, limit: RUN_LIMIT }
     }
 
     /// The user's command in the user's image.
     pub fn image(column: Column, options: &Options) -> Self {
         let (image, command) = (Some(options.image.clone()), options.command.clone());
-        Self { column, image, command, options: Vec::new(), keeps_stdin: false }
+        // One that never ends, as a server, shall leave time for the rest.
+        // A VM may have to boot first.
+        let limit = match (options.quick, column.is_vm()) {
+            (true, false) => RUN_LIMIT / 12,
+            (true, true) => RUN_LIMIT / 3,
+            (false, _) => RUN_LIMIT / 2,
+        };
+        Self { column, image, command, options: Vec::new(), keeps_stdin: false, limit }
     }
 
     /// With more options of `lighter run`.
@@ -116,14 +125,14 @@ impl<'a> Lighter<'a> {
     pub fn command(&self, arguments: &[&str]) -> Ran {
         let mut command = Command::new(self.program);
         command.args(arguments);
-        self.finish(command, None)
+        self.finish(command, RUN_LIMIT * 2)
     }
 
     /// `lighter run` to its end.
     pub fn run(&self, run: &Run) -> Ran {
         let trace = self.traces.path().join("trace.json");
         let _ = std::fs::remove_file(&trace);
-        let mut ran = self.finish(self.to_run(run, Some(&trace)), Some(run.column));
+        let mut ran = self.finish(self.to_run(run, Some(&trace)), run.limit);
         read_trace(&trace, &mut ran);
         ran
     }
@@ -162,7 +171,7 @@ impl<'a> Lighter<'a> {
         command
     }
 
-    fn finish(&self, mut command: Command, column: Option<Column>) -> Ran {
+    fn finish(&self, mut command: Command, limit: Duration) -> Ran {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let began = Instant::now();
         let mut child = match command.spawn() {
@@ -170,7 +179,6 @@ impl<'a> Lighter<'a> {
             Err(error) => return Ran { stderr: error.to_string(), ..Ran::default() },
         };
         let (stdout, stderr) = (read_of(child.stdout.take(), began), read_of(child.stderr.take(), began));
-        let limit = if column.is_some() { RUN_LIMIT } else { RUN_LIMIT * 2 };
         let code = self.wait(&mut child, began + limit);
         let whole = began.elapsed();
         let (stdout, first) = stdout.recv_timeout(END_LIMIT).unwrap_or_default();

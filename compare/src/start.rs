@@ -15,7 +15,7 @@ const COLD_RUNS: usize = 3;
 type Taken = (&'static str, &'static str, &'static str, bool, fn(&Ran) -> Option<f64>);
 const TAKEN: &[Taken] = &[
     ("start", "to the first byte of output", "ms", true, |ran| Some(ms(ran.first_byte))),
-    ("whole", "to the end of the command", "ms", true, |ran| Some(ms(ran.whole))),
+    ("whole", "to the end of the command", "ms", true, |ran| ran.code.map(|_| ms(ran.whole))),
     ("cpu", "processor time from start to end", "ms", true, |ran| ran.cpu),
     ("peak", "peak memory", "MiB", false, |ran| ran.peak),
 ];
@@ -41,6 +41,11 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
                 }
                 // The user's end is no failure of the column.
                 None if (context.is_over)() => {}
+                // It has said something, so it has started; it is not tried again.
+                None if !once.stdout.is_empty() => {
+                    failed.insert(*column, "the command did not end by itself and was ended".to_owned());
+                    ran.entry(*column).or_default().push(once);
+                }
                 _ => drop(failed.insert(*column, once.why())),
             }
         }

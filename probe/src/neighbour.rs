@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::isolation::{Found, marked};
+use crate::isolation::{Found, neighbours};
 use crate::tcp;
 
 /// Where the word is in the other one's file system.
@@ -60,13 +60,9 @@ pub fn files(word: &str) -> Found {
     if word.is_empty() {
         return (false, "no neighbour".into());
     }
-    let own = Path::new(FILE).to_owned();
-    let theirs = marked(word).map(|pid| Path::new("/proc").join(format!("{pid}/root{FILE}")));
-    match [Some(own), theirs]
-        .into_iter()
-        .flatten()
-        .find(|path| fs::read_to_string(path).is_ok_and(|text| text == word))
-    {
+    let theirs = neighbours(word).map(|pid| Path::new("/proc").join(format!("{pid}/root{FILE}")));
+    let mut ways = std::iter::once(Path::new(FILE).to_owned()).chain(theirs);
+    match ways.find(|path| fs::read_to_string(path).is_ok_and(|text| text == word)) {
         Some(path) => (true, format!("read by {}", path.display())),
         None => (false, "not to be read".into()),
     }
@@ -74,7 +70,7 @@ pub fn files(word: &str) -> Found {
 
 /// The word at `address` (hexadecimal) of the other's process: process_vm_readv(2).
 pub fn memory(word: &str, address: &str) -> Found {
-    let Some(pid) = marked(word) else { return (false, "its process is not to be seen".into()) };
+    let Some(pid) = neighbours(word).next() else { return (false, "its process is not to be seen".into()) };
     let address = usize::from_str_radix(address, 16).unwrap_or_default();
     let mut found = vec![0u8; word.len()];
     let ours = libc::iovec { iov_base: found.as_mut_ptr().cast(), iov_len: found.len() };
