@@ -96,8 +96,10 @@ fn memory_bomb(context: &Context<'_>, column: Column) -> Option<Finding> {
         let detail = "by construction: it has no limits, so it was not tried".to_owned();
         return Some(Finding { open: true, detail });
     }
-    // A machine of another size boots first, so with `--quick` a machine of the usual size is asked for too much.
-    let quick = column.is_vm() && context.options.quick;
+    // A machine of another size boots first, and each of its pages takes milliseconds where its kernel is emulated; a
+    // machine of the usual size is asked for too much then.
+    let is_slow = context.options.quick || context.options.emulated == Some(true);
+    let quick = column.is_vm() && is_slow;
     let (limit, wanted) = if quick { QUICK_MEMORY } else { MEMORY };
     let mut run = Run::probe(column, &["fill", wanted]);
     if !quick {
