@@ -78,7 +78,8 @@ impl Run {
         let limit = match (options.quick, column.is_vm()) {
             (true, false) => RUN_LIMIT / 12,
             (true, true) => RUN_LIMIT / 3,
-            (false, _) => RUN_LIMIT / 2,
+            (false, false) => RUN_LIMIT / 2,
+            (false, true) => RUN_LIMIT,
         };
         Self { column, image, command, options: Vec::new(), keeps_stdin: false, limit }
     }
