@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,7 +39,7 @@ pub struct Run {
     command: Vec<String>,
     options: Vec<String>,
     keeps_stdin: bool,
-    /// It is ended after this time.
+    /// It is ended so long after its first byte of output; without any after [`RUN_LIMIT`].
     limit: Duration,
 }
 
@@ -74,13 +75,7 @@ impl Run {
     pub fn image(column: Column, options: &Options) -> Self {
         let (image, command) = (Some(options.image.clone()), options.command.clone());
         // One that never ends, as a server, shall leave time for the rest.
-        // A VM may have to boot first.
-        let limit = match (options.quick, column.is_vm()) {
-            (true, false) => RUN_LIMIT / 12,
-            (true, true) => RUN_LIMIT / 3,
-            (false, false) => RUN_LIMIT / 2,
-            (false, true) => RUN_LIMIT,
-        };
+        let limit = if options.quick { RUN_LIMIT / 12 } else { RUN_LIMIT / 2 };
         Self { column, image, command, options: Vec::new(), keeps_stdin: false, limit }
     }
 
@@ -126,7 +121,7 @@ impl<'a> Lighter<'a> {
     pub fn command(&self, arguments: &[&str]) -> Ran {
         let mut command = Command::new(self.program);
         command.args(arguments);
-        self.finish(command, RUN_LIMIT * 2)
+        self.finish(command, RUN_LIMIT)
     }
 
     /// `lighter run` to its end.
@@ -179,15 +174,19 @@ impl<'a> Lighter<'a> {
             Ok(child) => child,
             Err(error) => return Ran { stderr: error.to_string(), ..Ran::default() },
         };
-        let (stdout, stderr) = (read_of(child.stdout.take(), began), read_of(child.stderr.take(), began));
-        let code = self.wait(&mut child, began + limit);
+        let spoke = Arc::new(OnceLock::new());
+        let stdout = read_of(child.stdout.take(), Arc::clone(&spoke));
+        let stderr = read_of(child.stderr.take(), Arc::default());
+        let until = || spoke.get().map_or(began + RUN_LIMIT, |first: &Instant| *first + limit);
+        let code = self.wait(&mut child, &until);
         let whole = began.elapsed();
-        let (stdout, first) = stdout.recv_timeout(END_LIMIT).unwrap_or_default();
-        let (stderr, _) = stderr.recv_timeout(END_LIMIT).unwrap_or_default();
+        let stdout = stdout.recv_timeout(END_LIMIT).unwrap_or_default();
+        let stderr = stderr.recv_timeout(END_LIMIT).unwrap_or_default();
+        let first = spoke.get().map(|first| first.duration_since(began));
         Ran { first_byte: first.unwrap_or(whole), whole, code, stdout, stderr, ..Ran::default() }
     }
 
-    fn wait(&self, child: &mut Child, until: Instant) -> Option<i32> {
+    fn wait(&self, child: &mut Child, until: &dyn Fn() -> Instant) -> Option<i32> {
         let mut asked: Option<Instant> = None;
         // Readable at its end: whoever looks again and again takes time from what is measured.
         let ended = Pid::from_child(child);
@@ -199,7 +198,7 @@ impl<'a> Lighter<'a> {
                 Ok(None) => {}
             }
             match asked {
-                None if Instant::now() >= until || self.is_over() => {
+                None if Instant::now() >= until() || self.is_over() => {
                     // The container ends with it: `run` hands the signal on and then insists.
                     signal(child, libc::SIGTERM);
                     asked = Some(Instant::now());
@@ -237,9 +236,16 @@ pub struct Held {
     _lines: Option<Receiver<String>>,
 }
 
+impl Held {
+    /// Lets it end, without waiting for that: many end together.
+    pub fn let_go(&mut self) {
+        drop(self.child.stdin.take());
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
+        self.let_go();
         let end = Instant::now() + END_LIMIT * 2;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= end {
@@ -254,24 +260,21 @@ impl Drop for Held {
     }
 }
 
-/// Everything that comes, and when the first byte did.
-fn read_of(
-    stream: Option<impl Read + Send + 'static>,
-    began: Instant,
-) -> Receiver<(String, Option<Duration>)> {
+/// Everything that comes; `first` is set when the first byte does.
+fn read_of(stream: Option<impl Read + Send + 'static>, first: Arc<OnceLock<Instant>>) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        let (mut bytes, mut first) = (Vec::new(), None);
+        let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
         if let Some(mut stream) = stream {
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                first.get_or_insert(began.elapsed());
+                first.get_or_init(Instant::now);
                 if (bytes.len() as u64) < MAX_OUTPUT {
                     bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
                 }
             }
         }
-        let _ = sender.send((String::from_utf8_lossy(&bytes).into_owned(), first));
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
 }

@@ -56,6 +56,7 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
             let each = own.max(used / many as f64);
             fit.entry(column).or_default().extend((each > 0.0).then(|| (before as f64 / MIB / each).floor()));
         }
+        held.iter_mut().for_each(Held::let_go);
     }
     report.add(row(Kind::Size, ("disk", "disk of the image, converted", "MiB"), false, false), disk);
     report.add(
