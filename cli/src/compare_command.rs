@@ -15,7 +15,7 @@ use crate::options::isolation::IsolationKind;
 use crate::{output, times};
 
 /// The whole of it took longer than that on no host; with `--quick`, whose last step may take some seconds to end.
-const LIMITS: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(85));
+const LIMITS: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(80));
 /// Starts of each column.
 const RUNS: (usize, usize) = (10, 2);
 /// Exit code where the user stopped it: 128 and SIGINT.
@@ -39,7 +39,7 @@ pub struct CompareArgs {
     /// Less exact, within 90 seconds
     #[arg(long)]
     quick: bool,
-    /// End with what there is after this time [default: 10m, with --quick 85s]
+    /// End with what there is after this time [default: 10m, with --quick 80s]
     #[arg(long, value_name = "TIME")]
     limit: Option<String>,
     /// How to show it

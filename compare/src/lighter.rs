@@ -17,7 +17,7 @@ use crate::{Column, CompareError, Options};
 /// What one start may take. A boot takes ten seconds where a guest's kernel is emulated.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// What a program may take to end after it was asked to.
-const END_LIMIT: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(8);
 /// As much of a program's output as is kept.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// How often it is asked whether to stop.
