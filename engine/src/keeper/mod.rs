@@ -290,7 +290,7 @@ impl Keeper<'_> {
         adopts: bool,
     ) -> Result<Outcome, RunError> {
         let vsock = self.container.vsock();
-        let mounts = volumes::spec::plan(&self.spec.mounts, &VolumeStore::new(self.dirs), disks);
+        let mounts = volumes::spec::plan(&self.spec.mounts, &VolumeStore::new(self.dirs), disks)?;
         self.state.vmm = Some(vm.id());
         let network = attachment.plan().clone();
         let make_plan = |size: Option<TerminalSize>| {
