@@ -18,6 +18,7 @@ use crate::options::signature::SignatureArgs;
 use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
+use crate::serve_command::ServeArgs;
 use crate::share_command::ShareArgs;
 use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 use crate::stats_command::StatsArgs;
@@ -134,6 +135,8 @@ pub enum Command {
     Doctor(FormatArgs),
     /// Show versions
     Version(FormatArgs),
+    /// Serve the API for other programs
+    Serve(Box<ServeArgs>),
     /// Own a running container; not for people
     #[command(hide = true)]
     Keep(KeepArgs),

@@ -21,6 +21,7 @@ mod progress;
 mod resource_commands;
 mod run_options;
 mod security_command;
+mod serve_command;
 mod session_commands;
 mod share_command;
 mod snapshot_commands;
@@ -139,6 +140,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
+        Command::Serve(options) => serve_command::serve(&dirs, *options)?,
         Command::Compare(options) => return compare_command::compare(&dirs, &options),
         Command::Doctor(_) | Command::Keep(_) | Command::Share(_) | Command::Warden(_) => {}
     }

@@ -8,9 +8,9 @@ use clap::{Args, ValueEnum};
 use engine::container::record;
 use engine::dirs::Dirs;
 use engine::stats::{self, Stats, prometheus};
+use engine::verbs;
 use serde_json::json;
 
-use crate::lifecycle_commands::running;
 use crate::output::{self, human_size};
 
 /// Between two readings.
@@ -66,7 +66,7 @@ pub fn stats(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<()> {
 fn read(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<BTreeMap<String, Stats>> {
     let records = match args.containers.as_slice() {
         [] => record::list(dirs).into_iter().filter(record::Record::is_running).collect(),
-        names => names.iter().map(|name| running(dirs, name)).collect::<anyhow::Result<Vec<_>>>()?,
+        names => names.iter().map(|name| Ok(verbs::running(dirs, name)?)).collect::<anyhow::Result<Vec<_>>>()?,
     };
     Ok(records.iter().filter_map(stats::read).map(|stats| (stats.id.clone(), stats)).collect())
 }
