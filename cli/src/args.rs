@@ -32,6 +32,9 @@ pub struct Cli {
     /// Directory for images and containers [default: /var/lib/lighter, or $XDG_DATA_HOME/lighter for a user]
     #[arg(long, global = true, env = "LIGHTER_ROOT", value_name = "DIR", hide_env_values = true)]
     pub root: Option<PathBuf>,
+    /// Do it through the server there, `unix://PATH`, with the token in LIGHTER_TOKEN if it asks for one
+    #[arg(long, global = true, env = "LIGHTER_HOST", value_name = "ADDRESS", hide_env_values = true)]
+    pub host: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

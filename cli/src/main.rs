@@ -18,6 +18,7 @@ mod network_commands;
 mod options;
 mod output;
 mod progress;
+mod remote;
 mod resource_commands;
 mod run_options;
 mod security_command;
@@ -72,6 +73,10 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
     }
     if let Command::Warden(options) = &cli.command {
         return Ok(warden_command::run(options));
+    }
+    let local = matches!(cli.command, Command::Keep(_) | Command::Serve(_) | Command::Generate(_));
+    if let Some(host) = cli.host.as_ref().filter(|host| !host.is_empty() && !local) {
+        return remote::execute(host, cli.command);
     }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {

@@ -251,6 +251,11 @@ impl RunArgs {
     }
 }
 
+/// How to talk to a registry, for the API.
+pub fn registry(args: &RegistryArgs) -> engine_api::types::Registry {
+    engine_api::types::Registry { insecure: !args.tls_verify, platform: args.platform.clone() }
+}
+
 fn guest_limits(pids: Option<i64>, shm: Option<&str>) -> anyhow::Result<GuestLimits> {
     let pids = pids.filter(|pids| *pids != -1).unwrap_or(0);
     let pids = u32::try_from(pids)

@@ -38,9 +38,13 @@ pub struct ServeArgs {
 pub fn serve(dirs: &Dirs, args: ServeArgs) -> anyhow::Result<()> {
     let inherited = std::env::var_os("LISTEN_FDS").is_some();
     let listen = match (args.socket, inherited) {
-        (None, true) if args.group.is_some() => bail!("--group goes with a socket of lighter's own: see SocketGroup="),
+        (None, true) if args.group.is_some() => {
+            bail!("--group goes with a socket of lighter's own: see SocketGroup=")
+        }
         (None, true) => Listen::Inherited,
-        (path, _) => Listen::Unix { path: path.unwrap_or_else(|| dirs.run.join("api.sock")), group: args.group },
+        (path, _) => {
+            Listen::Unix { path: path.unwrap_or_else(|| dirs.run.join("api.sock")), group: args.group }
+        }
     };
     let tcp = match (args.listen, args.tls_cert, args.tls_key, args.tls_client_ca) {
         (None, ..) => None,

@@ -403,10 +403,8 @@ fn start_copy(
     let container = snapshot::copy(dirs, directory, name, place)?;
     let id = container.id.clone();
     let mut link = crate::run::start_copy(dirs, container)?;
-    let record = record::placeholder(dirs, &id).map_err(|source| RunError::Host {
-        action: "read what was just made",
-        source,
-    })?;
+    let record = record::placeholder(dirs, &id)
+        .map_err(|source| RunError::Host { action: "read what was just made", source })?;
     wait_until_started(&record, &mut link, notice)?;
     Ok(record)
 }

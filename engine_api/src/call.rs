@@ -128,9 +128,12 @@ pub fn parse_query(operation: &Operation, text: &str) -> Result<Vec<(String, Str
         let Some(param) = operation.query.iter().find(|param| param.name == key) else {
             let known: Vec<_> = operation.query.iter().map(|param| param.name).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(Problem::invalid(format!("the query parameter {key:?} is unknown: there are {known}")));
+            return Err(Problem::invalid(format!(
+                "the query parameter {key:?} is unknown: there are {known}"
+            )));
         };
-        let bad = |what: String| Problem::invalid(format!("the query parameter {key}={value:?} is not {what}"));
+        let bad =
+            |what: String| Problem::invalid(format!("the query parameter {key}={value:?} is not {what}"));
         match param.kind {
             ParamKind::Flag if !matches!(value.as_str(), "true" | "false") => {
                 return Err(bad("true or false".into()));

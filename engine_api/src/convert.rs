@@ -17,7 +17,9 @@ pub fn moment(name: &str, text: &str) -> Result<u64, Problem> {
         return Ok((seconds * 1e9) as u64);
     }
     let time: SystemTime = humantime::parse_rfc3339_weak(text).map_err(|_| {
-        Problem::invalid(format!("{name}={text:?} is no time: write 2026-11-21T10:00:00Z, or seconds since 1970"))
+        Problem::invalid(format!(
+            "{name}={text:?} is no time: write 2026-11-21T10:00:00Z, or seconds since 1970"
+        ))
     })?;
     Ok(u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX))
 }

@@ -44,7 +44,8 @@ pub struct Filter {
 
 impl Filter {
     fn fits(&self, event: &Event) -> bool {
-        let any = |wanted: &[String], fits: &dyn Fn(&String) -> bool| wanted.is_empty() || wanted.iter().any(fits);
+        let any =
+            |wanted: &[String], fits: &dyn Fn(&String) -> bool| wanted.is_empty() || wanted.iter().any(fits);
         (self.since..self.until).contains(&event.time_ns)
             && any(&self.kinds, &|kind| *kind == event.kind)
             && any(&self.actions, &|action| *action == event.action)
@@ -105,7 +106,9 @@ impl Hub {
         runtime.clone().spawn_blocking(move || {
             let mut own = Events::open(&hub.dirs);
             let send = |event: &Event| {
-                let sent = async { tokio::time::timeout(crate::transfer::STALL, queue.send(Ok(frame(event)))).await };
+                let sent = async {
+                    tokio::time::timeout(crate::transfer::STALL, queue.send(Ok(frame(event)))).await
+                };
                 matches!(runtime.block_on(sent), Ok(Ok(())))
             };
             while let Ok(Some(event)) = own.next_event() {
@@ -130,7 +133,8 @@ impl Hub {
         // Those that all others were told of already; what comes after the last of them everybody is told of.
         let known: Vec<Event> = rest.collect();
         let last = state.last.clone();
-        let told = known.iter().rposition(|event| Some(event) == last.as_ref()).map_or(known.len(), |at| at + 1);
+        let told =
+            known.iter().rposition(|event| Some(event) == last.as_ref()).map_or(known.len(), |at| at + 1);
         if let Some(listener) = state.listeners.last() {
             known.iter().take(told).filter(|event| listener.filter.fits(event)).for_each(|event| {
                 let _ = listener.queue.try_send(Ok(frame(event)));

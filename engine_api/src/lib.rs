@@ -31,4 +31,5 @@ mod transfer;
 pub mod types;
 mod watched;
 
+pub use problem::ProblemBody;
 pub use server::{Listen, Options, ServeError, Tls, serve};

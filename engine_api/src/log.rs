@@ -32,7 +32,8 @@ impl Log {
 
     /// Adds time, level and message to `fields`.
     pub fn say(&self, level: &str, message: &str, fields: Value) {
-        let mut line = json!({"time": rfc3339(engine::container::state::now_ns()), "level": level, "message": message});
+        let mut line =
+            json!({"time": rfc3339(engine::container::state::now_ns()), "level": level, "message": message});
         if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
             line.extend(fields);
             match self.lost.swap(0, Ordering::Relaxed) {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::operation::{COMMON, Content, Operation, Param, ParamKind, of};
 use crate::operations::{self, OPEN};
-use crate::problem::ProblemBody;
+use crate::problem::{Kind, ProblemBody};
 use crate::reply::{EVENTS, JSON, PROBLEM};
 
 /// Version of the API. The second number grows with what is added; what is there stays.
@@ -31,7 +31,16 @@ pub fn document() -> Value {
             path.insert(operation.method.as_str().to_ascii_lowercase(), described);
         }
     }
-    let _ = generator.subschema_for::<ProblemBody>();
+    let problem = of::<ProblemBody>(&mut generator);
+    let mut problems = Map::new();
+    for kind in Kind::ALL {
+        let name = format!("Problem{}", kind.status);
+        let response = problems
+            .entry(name)
+            .or_insert_with(|| json!({"description": "", "content": {PROBLEM: {"schema": problem}}}));
+        let about = response["description"].as_str().unwrap_or_default();
+        response["description"] = format!("`{}`: {} {about}", kind.name, kind.title).trim().into();
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -45,6 +54,7 @@ pub fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": generator.take_definitions(true),
+            "responses": problems,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     })
@@ -70,13 +80,8 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         responses.insert(status.to_string(), response);
     }
     for kind in COMMON.iter().chain(operation.problems) {
-        let response = responses.entry(kind.status.to_string()).or_insert_with(|| {
-            json!({"description": "", "content": {PROBLEM: {"schema": of::<ProblemBody>(generator)}}})
-        });
-        let about = response["description"].as_str().unwrap_or_default();
-        if !about.contains(kind.title) {
-            response["description"] = format!("{about} {}", kind.title).trim().into();
-        }
+        let problem = json!({"$ref": format!("#/components/responses/Problem{}", kind.status)});
+        responses.entry(kind.status.to_string()).or_insert(problem);
     }
     let mut described = json!({
         "operationId": operation.id,
@@ -146,7 +151,10 @@ mod tests {
             std::fs::write(COPY, text()).unwrap();
         }
         let kept = std::fs::read_to_string(COPY).unwrap();
-        assert!(kept == text(), "run `LIGHTER_WRITE_OPENAPI=1 cargo test -p engine_api openapi` and commit {COPY}");
+        assert!(
+            kept == text(),
+            "run `LIGHTER_WRITE_OPENAPI=1 cargo test -p engine_api openapi` and commit {COPY}"
+        );
     }
 
     #[test]
@@ -154,10 +162,10 @@ mod tests {
         for operation in operations::all() {
             assert!(!operation.summary.is_empty() && !operation.gives.is_empty(), "{}", operation.id);
         }
-        let text = text();
+        let (text, document) = (text(), document());
         for reference in text.split("\"$ref\": \"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();
-            assert!(document()["components"]["schemas"].get(name).is_some(), "{name}");
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
         }
     }
 }

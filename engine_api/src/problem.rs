@@ -250,9 +250,9 @@ fn files(error: &FilesError) -> Kind {
 fn network(error: &NetworkError) -> Kind {
     match error {
         NetworkError::Unknown { .. } => Kind::NOT_FOUND,
-        NetworkError::Exists { .. } | NetworkError::SubnetInUse { .. } | NetworkError::AddressTaken { .. } => {
-            Kind::CONFLICT
-        }
+        NetworkError::Exists { .. }
+        | NetworkError::SubnetInUse { .. }
+        | NetworkError::AddressTaken { .. } => Kind::CONFLICT,
         NetworkError::Port { .. } | NetworkError::NoAddress { .. } | NetworkError::NoSubnet => Kind::CONFLICT,
         NetworkError::InUse { .. } | NetworkError::Default => Kind::IN_USE,
         NetworkError::Host { .. } => Kind::HOST,

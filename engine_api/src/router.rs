@@ -36,7 +36,8 @@ pub struct Answer {
 
 /// Answers `request`, which has the ID `id`.
 pub async fn answer(service: &Arc<Service>, request: Request<Incoming>, id: &str) -> Answer {
-    let mut answer = Answer { response: Response::new(Body::empty()), operation: "none", tenant: None, problem: None };
+    let mut answer =
+        Answer { response: Response::new(Body::empty()), operation: "none", tenant: None, problem: None };
     match handle(service, request, &mut answer).await {
         Ok(response) => answer.response = response,
         Err(problem) => {
@@ -77,15 +78,24 @@ async fn handle(
         }
         _ => Input::Stream(Upload::new(body, caller.disk_left()?)),
     };
-    let mut call =
-        Call { operation, service: Arc::clone(service), caller, path, query, headers: head.headers, input, upgrade };
+    let mut call = Call {
+        operation,
+        service: Arc::clone(service),
+        caller,
+        path,
+        query,
+        headers: head.headers,
+        input,
+        upgrade,
+    };
     let worked = tokio::task::spawn_blocking(move || {
         if operation.tag != operations::OPEN {
             call.service.prepare(&call.caller)?;
         }
         (operation.run)(&mut call)
     });
-    let mut reply = worked.await.map_err(|_| Problem::new(Kind::HOST, "the operation broke down; see the log"))??;
+    let mut reply =
+        worked.await.map_err(|_| Problem::new(Kind::HOST, "the operation broke down; see the log"))??;
     loop {
         match reply {
             Reply::Ready(response) => return Ok(*response),
@@ -147,9 +157,13 @@ fn check_headers(operation: &Operation, request: &Request<Incoming>) -> Result<(
     for param in operation.headers {
         let mut values = request.headers().get_all(param.name).iter();
         let (first, more) = (values.next(), values.next().is_some());
-        let plain = first.is_none_or(|value| value.to_str().is_ok_and(|text| !text.is_empty() && text.len() <= 255));
+        let plain =
+            first.is_none_or(|value| value.to_str().is_ok_and(|text| !text.is_empty() && text.len() <= 255));
         if more || !plain {
-            return Err(Problem::invalid(format!("the header {} is one text of 1 to 255 characters", param.name)));
+            return Err(Problem::invalid(format!(
+                "the header {} is one text of 1 to 255 characters",
+                param.name
+            )));
         }
         if matches!(param.kind, ParamKind::Required) && first.is_none() {
             return Err(Problem::invalid(format!("the header {} is missing", param.name)));
@@ -160,9 +174,14 @@ fn check_headers(operation: &Operation, request: &Request<Incoming>) -> Result<(
     // What `curl --data` says without being told is let pass.
     let known = ["application/json", "application/x-www-form-urlencoded", ""];
     match kind {
-        Some(kind) if operation.takes.is_json() && !known.iter().any(|one| kind.eq_ignore_ascii_case(one)) => Err(
-            Problem::new(Kind::MEDIA_TYPE, format!("the body has the type {kind:?}; this takes application/json")),
-        ),
+        Some(kind)
+            if operation.takes.is_json() && !known.iter().any(|one| kind.eq_ignore_ascii_case(one)) =>
+        {
+            Err(Problem::new(
+                Kind::MEDIA_TYPE,
+                format!("the body has the type {kind:?}; this takes application/json"),
+            ))
+        }
         _ => Ok(()),
     }
 }
@@ -172,7 +191,9 @@ mod tests {
     use super::*;
 
     fn id(method: Method, path: &str) -> Result<(&'static str, Vec<String>), u16> {
-        find(&method, path).map(|(operation, path)| (operation.id, path)).map_err(|problem| problem.kind.status)
+        find(&method, path)
+            .map(|(operation, path)| (operation.id, path))
+            .map_err(|problem| problem.kind.status)
     }
 
     #[test]

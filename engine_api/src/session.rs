@@ -9,9 +9,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use engine::{HostMessage, MAX_CHUNK, STDIN_WINDOW, TerminalSize};
 use engine::session::Outcome;
 use engine::session::peer::{Peer, Said};
+use engine::{HostMessage, MAX_CHUNK, STDIN_WINDOW, TerminalSize};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use schemars::JsonSchema;
@@ -273,8 +273,9 @@ impl Input {
 /// The client's connection as a stream, or what it has to send.
 pub fn wanted(call: &mut crate::call::Call) -> Result<OnUpgrade, Problem> {
     let asked = call.header("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL));
-    let missing =
-        || Problem::new(Kind::UPGRADE, format!("send the headers Connection: Upgrade and Upgrade: {PROTOCOL}"));
+    let missing = || {
+        Problem::new(Kind::UPGRADE, format!("send the headers Connection: Upgrade and Upgrade: {PROTOCOL}"))
+    };
     call.upgrade.take().filter(|_| asked).ok_or_else(missing)
 }
 

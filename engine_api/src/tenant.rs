@@ -251,7 +251,8 @@ impl Caller {
 
     /// Bytes of disk that there is still room for; an error where there is none.
     pub fn disk_left(&self) -> Result<u64, Problem> {
-        let Some((tenant, quota)) = self.tenant.as_ref().and_then(|tenant| Some((tenant, tenant.rules.disk_mib?)))
+        let Some((tenant, quota)) =
+            self.tenant.as_ref().and_then(|tenant| Some((tenant, tenant.rules.disk_mib?)))
         else {
             return Ok(u64::MAX);
         };

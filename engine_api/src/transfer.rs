@@ -21,7 +21,10 @@ const CHUNK: usize = 64 << 10;
 /// The next part of a request's body.
 pub async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
     loop {
-        let frame = timeout(STALL, std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context)));
+        let frame = timeout(
+            STALL,
+            std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context)),
+        );
         match frame.await {
             Err(_) => return Err(Problem::new(Kind::TIMEOUT, "the body stopped coming")),
             Ok(None) => return Ok(None),

@@ -10,6 +10,7 @@ mod demo;
 mod deps;
 mod distribution_kernel;
 mod kernel;
+mod schemathesis;
 mod step;
 mod test;
 

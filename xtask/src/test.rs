@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, bail};
 
-use crate::{build, check, deps, distribution_kernel, kernel, step};
+use crate::{build, check, deps, distribution_kernel, kernel, schemathesis, step};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -41,6 +41,9 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
             eprintln!("no kernel of a distribution, so its test is skipped: {error:#}");
             None
         });
+    let schemathesis = schemathesis::ensure(target).inspect_err(|error| {
+        eprintln!("no schemathesis, so its tests are skipped: {error:#}");
+    });
     let templates = tempfile::tempdir().context("no place for the tests' templates")?;
     let mut counts = Counts::default();
     // The feature is in no other build, so that nothing that is delivered has it.
@@ -56,6 +59,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
                 .env("LIGHTER_KERNEL", &kernel)
                 .env("LIGHTER_BIN", &lighter)
                 .env("LIGHTER_TEST_TEMPLATES", templates.path())
+                .envs(schemathesis.as_ref().ok().map(|path| ("LIGHTER_SCHEMATHESIS", path)))
                 .envs(distribution.as_ref().map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped());

@@ -22,7 +22,10 @@ const OWNERS: Param = param("owners", Flag, "Keep owners; else they are root's."
 pub const OPERATIONS: &[Operation] = &[
     Operation {
         summary: "Copy a file or directory out of a container",
-        query: &[param("path", Required, "In the container."), param("follow", Flag, "If it is a link, follow it.")],
+        query: &[
+            param("path", Required, "In the container."),
+            param("follow", Flag, "If it is a link, follow it."),
+        ],
         gives: &[(200, Content::Bytes(TAR), "A tar archive of it.")],
         problems: &[Kind::CONFLICT],
         ..plain(&Method::GET, "/v1/containers/{container}/archive", "copyOut", TAG, |call| {

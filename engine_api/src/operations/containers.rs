@@ -16,9 +16,7 @@ use crate::operation::ParamKind::{Choice, Flag, List, Number, Text};
 use crate::operation::{Content, Operation, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
-use crate::types::{
-    Container, ContainerList, ContainerSummary, CreateContainer, Created, Pruned, Update,
-};
+use crate::types::{Container, ContainerList, ContainerSummary, CreateContainer, Created, Pruned, Update};
 
 pub const TAG: &str = "containers";
 /// Containers of one answer where nothing is said.
@@ -102,9 +100,9 @@ fn list(call: &mut Call) -> Result<Reply, Problem> {
     let after = call.text("cursor").map(Cursor::parse).transpose()?;
     let mut records = record::list(call.dirs());
     records.sort_by(|one, other| Cursor::of(other).cmp(&Cursor::of(one)));
-    let mut found = records
-        .into_iter()
-        .filter(|record| after.as_ref().is_none_or(|after| Cursor::of(record) < *after) && fits(call, record));
+    let mut found = records.into_iter().filter(|record| {
+        after.as_ref().is_none_or(|after| Cursor::of(record) < *after) && fits(call, record)
+    });
     let page: Vec<Record> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|last| Cursor::of(last).text());
     Reply::json(&ContainerList { items: page.iter().map(ContainerSummary::from).collect(), next })
@@ -169,7 +167,10 @@ fn update(call: &mut Call) -> Result<Reply, Problem> {
     if let Some(tag) = call.header("if-match")
         && !tag.split(',').map(str::trim).any(|tag| tag == "*" || tag == etag(&record))
     {
-        return Err(Problem::new(Kind::CHANGED, format!("container {} is another one now: read it again", record.name)));
+        return Err(Problem::new(
+            Kind::CHANGED,
+            format!("container {} is another one now: read it again", record.name),
+        ));
     }
     let cpus = wanted.cpus.map(|cpus| cpus.to_string());
     let invalid = |error: &dyn std::error::Error| Problem::of(Kind::INVALID, error);
@@ -192,7 +193,9 @@ fn update(call: &mut Call) -> Result<Reply, Problem> {
     if !plain {
         let more = change.memory_mib.unwrap_or_default().saturating_sub(record.spec.machine.memory_mib);
         match record.state.status.is_live() {
-            true if more > 0 => call.caller.starting(&[(0, more)], || Ok(verbs::update(call.dirs(), &record, &change)?))?,
+            true if more > 0 => {
+                call.caller.starting(&[(0, more)], || Ok(verbs::update(call.dirs(), &record, &change)?))?
+            }
             _ => verbs::update(call.dirs(), &record, &change)?,
         };
     }

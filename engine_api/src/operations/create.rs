@@ -56,7 +56,9 @@ pub fn create(call: &mut Call) -> Result<Reply, Problem> {
             let value = format!("{key}:{}", digest(body));
             if let Some(earlier) = earlier(call, key) {
                 return match earlier.spec.labels.get(KEY_LABEL) == Some(&value) {
-                    true => Ok(Reply::json(&created(&earlier, Vec::new()))?.with("idempotent-replayed", "true")),
+                    true => {
+                        Ok(Reply::json(&created(&earlier, Vec::new()))?.with("idempotent-replayed", "true"))
+                    }
                     false => Err(Problem::new(
                         Kind::KEY_REUSED,
                         "another container was created with this idempotency key: use a new one",
@@ -69,7 +71,8 @@ pub fn create(call: &mut Call) -> Result<Reply, Problem> {
     };
     call.caller.disk_left()?;
     let notices = Mutex::new(Vec::new());
-    let notice = |text: &str| notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(text.to_owned());
+    let notice =
+        |text: &str| notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(text.to_owned());
     let record = make(call, &options, wanted.start, &notice)?;
     let notices = notices.into_inner().unwrap_or_default();
     let id = record.spec.id.as_str();
@@ -109,7 +112,12 @@ fn make(call: &Call, options: &RunOptions, start: bool, notice: &dyn Fn(&str)) -
 /// The container that an earlier request with this key made.
 fn earlier(call: &Call, key: &str) -> Option<Record> {
     let has = |record: &Record| {
-        record.spec.labels.get(KEY_LABEL).and_then(|label| label.split_once(':')).is_some_and(|(of, _)| of == key)
+        record
+            .spec
+            .labels
+            .get(KEY_LABEL)
+            .and_then(|label| label.split_once(':'))
+            .is_some_and(|(of, _)| of == key)
     };
     record::list(call.dirs()).into_iter().find(has)
 }
@@ -408,7 +416,11 @@ fn mount(caller: &Caller, wanted: &Mount) -> Result<MountSpec, Problem> {
             // Its target is put in afterwards: it may have colons.
             return Ok(MountSpec {
                 target,
-                ..parse::tmpfs(&format!("/x:{}{}", words.join(","), if wanted.read_only { ",ro" } else { "" }))?
+                ..parse::tmpfs(&format!(
+                    "/x:{}{}",
+                    words.join(","),
+                    if wanted.read_only { ",ro" } else { "" }
+                ))?
             });
         }
     };

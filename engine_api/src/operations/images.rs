@@ -21,9 +21,7 @@ use crate::operation::{Content, Operation, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
 use crate::transfer;
-use crate::types::{
-    History, Image, ImageList, ImageSummary, Loaded, Pull, Push, Pushed, Removed, Step, Tag,
-};
+use crate::types::{History, Image, ImageList, ImageSummary, Loaded, Pull, Push, Pushed, Removed, Step, Tag};
 
 const TAG: &str = "images";
 const REGISTRY: &[Kind] = &[Kind::CONFLICT, Kind::DEPENDENCY];
@@ -71,7 +69,11 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Images as one archive",
         query: &[
             param("image", List, "Names or IDs."),
-            param("format", Choice(&["docker", "oci"]), "What kind of archive; docker where nothing is said."),
+            param(
+                "format",
+                Choice(&["docker", "oci"]),
+                "What kind of archive; docker where nothing is said.",
+            ),
         ],
         gives: &[(200, Content::Bytes(TAR), "The archive.")],
         problems: &[Kind::CONFLICT],
@@ -80,7 +82,8 @@ pub const OPERATIONS: &[Operation] = &[
             if names.is_empty() {
                 return Err(Problem::invalid("the query parameter image is missing"));
             }
-            let kind = if call.text("format") == Some("oci") { ArchiveKind::Oci } else { ArchiveKind::Docker };
+            let kind =
+                if call.text("format") == Some("oci") { ArchiveKind::Oci } else { ArchiveKind::Docker };
             let store = store(call)?;
             Ok(transfer::download(TAR, move |mut out| Ok(store.save(&names, kind, &mut out)?)))
         })
@@ -223,9 +226,12 @@ fn import(call: &mut Call) -> Result<Reply, Problem> {
 fn push(call: &mut Call) -> Result<Reply, Problem> {
     let wanted: Push = call.json()?;
     let destination: Option<Reference> = wanted.destination.as_deref().map(parse).transpose()?;
-    let options = PushOptions { registry: registry_options(wanted.registry.insecure), ..PushOptions::default() };
+    let options =
+        PushOptions { registry: registry_options(wanted.registry.insecure), ..PushOptions::default() };
     let (store, name) = (store(call)?, call.name().to_owned());
     // Whether it is there is said before anything is told.
     store.image(&name)?;
-    told(call, move |progress| Ok(Pushed::from(&store.push(&name, destination.as_ref(), &options, progress)?)))
+    told(call, move |progress| {
+        Ok(Pushed::from(&store.push(&name, destination.as_ref(), &options, progress)?))
+    })
 }

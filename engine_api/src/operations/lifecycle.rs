@@ -134,8 +134,9 @@ pub fn machine(record: &Record) -> (u8, u32) {
 
 fn signal(text: Option<&str>) -> Result<Option<i32>, Problem> {
     let parse = |text: &str| {
-        stop_signal::parse(text)
-            .ok_or_else(|| Problem::invalid(format!("{text:?} is no signal: write a name such as TERM, or a number")))
+        stop_signal::parse(text).ok_or_else(|| {
+            Problem::invalid(format!("{text:?} is no signal: write a name such as TERM, or a number"))
+        })
     };
     text.map(parse).transpose()
 }

@@ -61,9 +61,13 @@ pub const OPERATIONS: &[Operation] = &[
         problems: &[Kind::CONFLICT],
         ..plain(&Method::GET, "/v1/containers/{container}/console", "getConsole", TAG, |call| {
             let record = call.container()?;
-            let missing = |_| Problem::new(Kind::CONFLICT, format!("container {} was never started", record.name));
+            let missing =
+                |_| Problem::new(Kind::CONFLICT, format!("container {} was never started", record.name));
             let mut text = Vec::new();
-            std::fs::File::open(record.console()).map_err(missing)?.take(MAX_CONSOLE).read_to_end(&mut text)?;
+            std::fs::File::open(record.console())
+                .map_err(missing)?
+                .take(MAX_CONSOLE)
+                .read_to_end(&mut text)?;
             Ok(Reply::whole(200, BYTES, text))
         })
     },
@@ -183,7 +187,9 @@ impl Portions {
         };
         match self.format {
             Format::Raw => out.extend_from_slice(bytes),
-            Format::Frames => bytes.chunks(crate::session::MAX_FRAME).for_each(|part| out.extend(frame(kind, part))),
+            Format::Frames => {
+                bytes.chunks(crate::session::MAX_FRAME).for_each(|part| out.extend(frame(kind, part)))
+            }
             Format::Events => {
                 let text = String::from_utf8_lossy(bytes).into_owned();
                 let line = LogLine { time: rfc3339(entry.time_ns), stream: stream.to_owned(), text };

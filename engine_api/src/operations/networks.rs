@@ -105,7 +105,9 @@ pub const OPERATIONS: &[Operation] = &[
             let wanted: Disconnect = call.json()?;
             let network = call.name().to_owned();
             let record = record::find(call.dirs(), &wanted.container)?;
-            verbs::change_network(call.dirs(), &record, "disconnect", &network, |spec| spec.disconnect(&network))?;
+            verbs::change_network(call.dirs(), &record, "disconnect", &network, |spec| {
+                spec.disconnect(&network)
+            })?;
             Ok(Reply::done())
         })
     },

@@ -31,15 +31,17 @@ const SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 pub const OPERATIONS: &[Operation] = &[
     Operation {
         summary: "Run one more process in a container",
-        headers: &[
-            param("upgrade", crate::operation::ParamKind::Text, "`lighter-frames` makes a stream of the connection."),
-        ],
+        headers: &[param(
+            "upgrade",
+            crate::operation::ParamKind::Text,
+            "`lighter-frames` makes a stream of the connection.",
+        )],
         takes: Content::Json(of::<Exec>),
         gives: &[
             (101, Content::None, "The connection is a stream of frames from here on."),
             (200, Content::Json(of::<Executed>), "It has ended; or it runs, where `detach` said so."),
         ],
-        problems: &[Kind::CONFLICT],
+        problems: &[Kind::CONFLICT, Kind::UPGRADE],
         ..plain(&Method::POST, "/v1/containers/{container}/exec", "exec", TAG, execute)
     },
     Operation {
@@ -75,7 +77,9 @@ fn execute(call: &mut Call) -> Result<Reply, Problem> {
         return Err(Problem::invalid("command is empty: name the program"));
     }
     if alone && (wanted.tty || wanted.stdin) || !alone && (wanted.input.is_some() || wanted.detach) {
-        return Err(Problem::invalid("tty and stdin go with an upgrade only, input and detach without one only"));
+        return Err(Problem::invalid(
+            "tty and stdin go with an upgrade only, input and detach without one only",
+        ));
     }
     let record = call.container()?;
     let options = ExecOptions {
@@ -96,8 +100,10 @@ fn execute(call: &mut Call) -> Result<Reply, Problem> {
     Ok(Reply::Later(Box::pin(async move {
         if detach {
             let end = tokio::time::timeout(START, started(&mut session)).await;
-            let end = end.map_err(|_| Problem::new(Kind::NOT_STARTED, "the process was not started in time"))??;
-            let executed = Executed { exit_code: end.as_ref().map(|end| end.exit_code), ..Executed::default() };
+            let end =
+                end.map_err(|_| Problem::new(Kind::NOT_STARTED, "the process was not started in time"))??;
+            let executed =
+                Executed { exit_code: end.as_ref().map(|end| end.exit_code), ..Executed::default() };
             return Reply::json(&Executed { error: end.and_then(|end| end.error), ..executed });
         }
         let (end, [stdout, stderr]) = session.collect(input).await?;
@@ -139,12 +145,18 @@ fn figures(call: &mut Call) -> Result<Reply, Problem> {
             loop {
                 let (dirs, id) = (dirs.clone(), id.clone());
                 let read = tokio::task::spawn_blocking(move || {
-                    record::find(&dirs, &id).ok().filter(Record::is_running).and_then(|record| stats::read(&record))
+                    record::find(&dirs, &id)
+                        .ok()
+                        .filter(Record::is_running)
+                        .and_then(|record| stats::read(&record))
                 });
                 let Ok(Some(now)) = read.await else { return };
                 let data = serde_json::to_string(&view(&now, before.as_ref())).unwrap_or_default();
                 let event = format!("event: stats\ndata: {data}\n\n");
-                if !matches!(tokio::time::timeout(transfer::STALL, sender.send(Ok(event.into()))).await, Ok(Ok(()))) {
+                if !matches!(
+                    tokio::time::timeout(transfer::STALL, sender.send(Ok(event.into()))).await,
+                    Ok(Ok(()))
+                ) {
                     return;
                 }
                 before = Some(now);

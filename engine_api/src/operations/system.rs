@@ -67,7 +67,11 @@ pub const OPERATIONS: &[Operation] = &[
     Operation {
         summary: "What happens, as it happens",
         query: &[
-            param("since", Text, "From this time on: RFC 3339, or seconds since 1970. From now on where it is missing."),
+            param(
+                "since",
+                Text,
+                "From this time on: RFC 3339, or seconds since 1970. From now on where it is missing.",
+            ),
             param("until", Text, "The stream ends at this time."),
             param("type", List, "Only of this kind."),
             param("action", List, "Only this."),
@@ -82,7 +86,8 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "What takes disk space",
         gives: &[(200, Content::Json(of::<DiskUsage>), "Files and bytes.")],
         ..plain(&Method::GET, "/v1/system/df", "getDiskUsage", TAG, |call| {
-            let (store, templates) = (Store::open(&call.dirs().data)?, TemplateStore::new(call.dirs()).usage());
+            let (store, templates) =
+                (Store::open(&call.dirs().data)?, TemplateStore::new(call.dirs()).usage());
             Reply::json(&DiskUsage { images: json!(store.system_df()?), templates: json!(templates) })
         })
     },
@@ -166,8 +171,11 @@ fn measure(call: &mut Call) -> Result<Reply, Problem> {
     if !(1..=1000).contains(&runs) || !(1..=3600).contains(&limit) {
         return Err(Problem::invalid("runs is a number from 1 to 1000, limit one from 1 to 3600"));
     }
-    if let Some(other) = wanted.only.iter().find(|name| Group::ALL.iter().all(|group| group.name() != *name)) {
-        return Err(Problem::invalid(format!("only has {other:?}: there are start, size, speed, isolation, portability")));
+    if let Some(other) = wanted.only.iter().find(|name| Group::ALL.iter().all(|group| group.name() != *name))
+    {
+        return Err(Problem::invalid(format!(
+            "only has {other:?}: there are start, size, speed, isolation, portability"
+        )));
     }
     let only = |group: &Group| wanted.only.is_empty() || wanted.only.iter().any(|name| name == group.name());
     let emulated = vmm::host::emulates_ring0();

@@ -82,9 +82,11 @@ fn list(call: &mut Call) -> Result<Reply, Problem> {
         Some((name, value)) => volume.labels.get(name).is_some_and(|there| there == value),
         None => volume.labels.contains_key(wanted),
     };
-    let volumes = store.list().into_iter().filter(|volume| call.list("label").all(|wanted| has(volume, wanted)));
+    let volumes =
+        store.list().into_iter().filter(|volume| call.list("label").all(|wanted| has(volume, wanted)));
     let views = volumes.map(|volume| view(&store, &volume));
-    let items = views.filter(|view| unused.is_none_or(|unused| unused == view.containers.is_empty())).collect();
+    let items =
+        views.filter(|view| unused.is_none_or(|unused| unused == view.containers.is_empty())).collect();
     Reply::json(&VolumeList { items })
 }
 

@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_peercred};
 use serde_json::{Value, json};
 
 use super::Listen;
@@ -69,10 +70,9 @@ pub fn open(listen: &Listen) -> Result<Vec<Listener>, ListenError> {
 }
 
 fn bind(path: &Path, group: Option<&str>) -> Result<Listener, ListenError> {
-    let host = |action| {
-        move |source| ListenError::Host { action, place: path.display().to_string(), source }
-    };
-    let group = group.map(|name| group_id(name).ok_or_else(|| ListenError::Group(name.to_owned()))).transpose()?;
+    let host = |action| move |source| ListenError::Host { action, place: path.display().to_string(), source };
+    let group =
+        group.map(|name| group_id(name).ok_or_else(|| ListenError::Group(name.to_owned()))).transpose()?;
     if let Ok(there) = path.symlink_metadata() {
         if !there.file_type().is_socket() {
             return Err(ListenError::NoSocket(path.to_owned()));
@@ -87,7 +87,8 @@ fn bind(path: &Path, group: Option<&str>) -> Result<Listener, ListenError> {
     let _ = std::fs::remove_file(&partial);
     let socket = UnixListener::bind(&partial).map_err(host("listen at"))?;
     let mode = if group.is_some() { 0o660 } else { 0o600 };
-    std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(mode)).map_err(host("set the mode of"))?;
+    std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(mode))
+        .map_err(host("set the mode of"))?;
     std::os::unix::fs::chown(&partial, None, group).map_err(host("set the group of"))?;
     let inode = partial.symlink_metadata().map_err(host("look at"))?.ino();
     std::fs::rename(&partial, path).map_err(host("name"))?;
@@ -110,12 +111,16 @@ fn inherited() -> Result<Vec<Listener>, ListenError> {
     let count = count.ok_or(ListenError::NothingInherited)?;
     (FIRST_INHERITED..FIRST_INHERITED + count)
         .map(|number| {
-            let fd = engine::keeper::spawn::inherited(number);
-            let fd = fd.map_err(|source| ListenError::Host {
+            let failed = |source| ListenError::Host {
                 action: "take over",
                 place: format!("descriptor {number}"),
                 source,
-            })?;
+            };
+            let fd = engine::keeper::spawn::inherited(number).map_err(failed)?;
+            let listens = socket_domain(&fd) == Ok(AddressFamily::UNIX) && socket_acceptconn(&fd) == Ok(true);
+            if !listens {
+                return Err(failed(io::Error::other("it is no listening Unix socket")));
+            }
             // Its mode is whatever its maker wanted.
             Ok(Listener::Unix { socket: fd.into(), path: None, group: true })
         })

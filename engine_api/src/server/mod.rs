@@ -100,13 +100,14 @@ pub enum ServeError {
 /// Serves until SIGTERM or SIGINT comes. To be called while the process has one thread.
 pub fn serve(dirs: &Dirs, options: &Options) -> Result<(), ServeError> {
     let host = |action| move |source| ServeError::Host { action, source };
+    // Before anything else is opened, which could take the place of a descriptor that was not handed over after all.
+    let mut listeners = listener::open(&options.listen)?;
     // Blocked before there are other threads, so that none of them is interrupted.
     let signals = Signals::block().map_err(host("watch signals"))?;
     engine::service::enter();
     let most = raise_descriptors().saturating_sub(SPARE_DESCRIPTORS).clamp(16, MAX_CONNECTIONS);
     let tokens = options.tokens.as_deref().map(Tokens::open).transpose()?;
     let tls = options.tcp.as_ref().map(|(_, tls)| tls.acceptor()).transpose()?;
-    let mut listeners = listener::open(&options.listen)?;
     if let Some((address, _)) = &options.tcp {
         listeners.push(Listener::tcp(*address)?);
     }
@@ -184,7 +185,11 @@ impl Server {
                 Ok(accepted) => self.admit(accepted),
                 Err(error) => {
                     // Out of descriptors, most likely: others have to go first.
-                    self.service.log.say("error", "cannot take a connection", json!({"error": error.to_string()}));
+                    self.service.log.say(
+                        "error",
+                        "cannot take a connection",
+                        json!({"error": error.to_string()}),
+                    );
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -231,7 +236,11 @@ impl Server {
     }
 
     /// Answers requests until the client or the server ends.
-    async fn converse(self: &Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Value) {
+    async fn converse(
+        self: &Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Value,
+    ) {
         let peer = Arc::new(peer);
         let answer = service_fn(|request: Request<Incoming>| {
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));

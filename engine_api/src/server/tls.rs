@@ -36,7 +36,8 @@ impl Tls {
             move |error: String| TlsError { path, why: error }
         };
         let certificates = certificates(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| bad(&self.key)(error.to_string()))?;
+        let key =
+            PrivateKeyDer::from_pem_file(&self.key).map_err(|error| bad(&self.key)(error.to_string()))?;
         let mut roots = RootCertStore::empty();
         for certificate in self::certificates(&self.client_ca)? {
             roots.add(certificate).map_err(|error| bad(&self.client_ca)(error.to_string()))?;
