@@ -9,6 +9,7 @@ use engine::files::FilesError;
 use engine::keeper::client::AskError;
 use engine::network::NetworkError;
 use engine::resources::live::UpdateError;
+use engine::rewire::RewireError;
 use engine::snapshot::SnapshotError;
 use engine::snapshot::remote::RemoteError;
 use engine::verbs::VerbError;
@@ -191,7 +192,10 @@ fn find(error: &FindError) -> Kind {
 fn verb(error: &VerbError) -> Kind {
     match error {
         VerbError::Find(error) => find(error),
-        VerbError::NotRunning { .. } | VerbError::Running { .. } | VerbError::Fixed { .. } => Kind::CONFLICT,
+        VerbError::NotRunning { .. } | VerbError::Running { .. } => Kind::CONFLICT,
+        VerbError::Rewire(RewireError::Keeper(error)) => ask(error),
+        VerbError::Rewire(RewireError::Network(error)) => network(error),
+        VerbError::Rewire(RewireError::Guest { .. }) => Kind::HOST,
         VerbError::NotStarted { .. } => Kind::NOT_STARTED,
         VerbError::Cpus { .. } | VerbError::OwnName => Kind::INVALID,
         VerbError::ImageGone { .. } => Kind::NOT_FOUND,
@@ -253,6 +257,7 @@ fn network(error: &NetworkError) -> Kind {
         NetworkError::Exists { .. }
         | NetworkError::SubnetInUse { .. }
         | NetworkError::AddressTaken { .. } => Kind::CONFLICT,
+        NetworkError::Fixed { .. } | NetworkError::NotConnected { .. } => Kind::CONFLICT,
         NetworkError::Port { .. } | NetworkError::NoAddress { .. } | NetworkError::NoSubnet => Kind::CONFLICT,
         NetworkError::InUse { .. } | NetworkError::Default => Kind::IN_USE,
         NetworkError::Host { .. } => Kind::HOST,
@@ -312,6 +317,7 @@ fn pull(error: &PullError) -> Kind {
         PullError::NotPresent { .. } => Kind::NOT_FOUND,
         PullError::Archive(_) | PullError::Manifest { .. } | PullError::Platform { .. } => Kind::INVALID,
         PullError::Directory { .. } => Kind::INVALID,
+        PullError::Signature { .. } => Kind::FORBIDDEN,
         PullError::Cancelled => Kind::HOST,
     }
 }

@@ -37,7 +37,16 @@ pub const OPERATIONS: &[Operation] = &[
             let store = VolumeStore::new(call.dirs());
             let anonymous = wanted.name.is_none();
             let name = wanted.name.unwrap_or_else(volumes::random_name);
-            let made = store.create(&name, wanted.labels, anonymous)?;
+            let made = match wanted.disk_bytes {
+                None => store.create(&name, wanted.labels, anonymous)?,
+                Some(size) if size > call.caller.disk_left()? => {
+                    return Err(Problem::new(
+                        Kind::QUOTA,
+                        "the tenant's disk quota has no room for this disk",
+                    ));
+                }
+                Some(size) => store.create_disk(&name, wanted.labels, size)?,
+            };
             if made {
                 event(call, "create", &name);
             }
@@ -93,7 +102,12 @@ fn list(call: &mut Call) -> Result<Reply, Problem> {
 fn view(store: &VolumeStore, volume: &Volume) -> VolumeView {
     VolumeView {
         name: volume.name.clone(),
-        mountpoint: store.content(&volume.name).display().to_string(),
+        mountpoint: store
+            .disk(&volume.name)
+            .unwrap_or_else(|| store.content(&volume.name))
+            .display()
+            .to_string(),
+        disk_bytes: volume.disk,
         created: rfc3339(volume.created_ns),
         labels: volume.labels.clone(),
         anonymous: volume.anonymous,

@@ -62,7 +62,7 @@ pub struct CreateNetwork {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A container for a network, from its next start on.
+/// A container for a network.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connect {
@@ -79,7 +79,7 @@ pub struct Connect {
     pub aliases: Vec<String>,
 }
 
-/// A container to leave a network, from its next start on.
+/// A container to leave a network.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disconnect {
@@ -100,6 +100,8 @@ pub struct VolumeView {
     pub labels: BTreeMap<String, String>,
     /// It was made for one container.
     pub anonymous: bool,
+    /// Bytes of its disk, if it is a disk of its own.
+    pub disk_bytes: Option<u64>,
     /// Names of the containers that have it.
     pub containers: Vec<String>,
 }
@@ -117,6 +119,8 @@ pub struct VolumeList {
 pub struct CreateVolume {
     /// Its name; drawn where nothing is said.
     pub name: Option<String>,
+    /// Make a disk of its own of so many bytes, for one container at a time.
+    pub disk_bytes: Option<u64>,
     /// Notes.
     pub labels: BTreeMap<String, String>,
 }
