@@ -257,8 +257,13 @@ impl RunArgs {
 }
 
 /// How to talk to a registry, for the API.
-pub fn registry(args: &RegistryArgs) -> engine_api::types::Registry {
-    engine_api::types::Registry { insecure: !args.tls_verify, platform: args.platform.clone() }
+pub fn registry(args: &RegistryArgs, signature: &SignatureArgs) -> engine_api::types::Registry {
+    let key = signature.verify_key.clone().map(absolute);
+    engine_api::types::Registry {
+        insecure: !args.tls_verify,
+        platform: args.platform.clone(),
+        verify_key: key.map(|path| path.display().to_string()),
+    }
 }
 
 fn guest_limits(pids: Option<i64>, shm: Option<&str>) -> anyhow::Result<GuestLimits> {

@@ -21,10 +21,10 @@ use crate::keeper::client::{self, AskError};
 use crate::keeper::protocol::{Reply, Request};
 use crate::maintenance::Maintenance;
 use crate::network::NetworkSpec;
-use crate::network::spec::{ConnectError, Endpoint};
+use crate::network::spec::ConnectError;
 use crate::resources::ResourceSpec;
 use crate::resources::live::{self, Shrunk, UpdateError};
-use crate::rewire::{self, RewireError};
+use crate::rewire::RewireError;
 use crate::session::Outcome;
 use crate::session::link::Link;
 use crate::snapshot::{self, Place, Snapshot, SnapshotError, SnapshotStore, Taken};
@@ -84,7 +84,7 @@ pub enum VerbError {
     /// Its description cannot be written.
     #[error("cannot write the container down")]
     Describe(#[source] std::io::Error),
-    /// It runs, and its machine or guest refuses.
+    /// The networks of a machine that runs.
     #[error(transparent)]
     Rewire(#[from] RewireError),
     /// Another container is made of it.
@@ -409,31 +409,18 @@ fn start_copy(
     Ok(record)
 }
 
-/// Puts a container into a network: at once if it runs, else from its next start on.
-pub fn connect_network(dirs: &Dirs, record: &Record, endpoint: &Endpoint) -> Result<(), VerbError> {
-    let change = |spec: &mut NetworkSpec| spec.connect(endpoint.clone());
-    change_network(dirs, record, ("connect", &endpoint.network), change, || rewire::connect(record, endpoint))
-}
-
-/// Takes a container out of a network: at once if it runs, else from its next start on.
-pub fn disconnect_network(dirs: &Dirs, record: &Record, network: &str) -> Result<(), VerbError> {
-    let change = |spec: &mut NetworkSpec| spec.disconnect(network);
-    change_network(dirs, record, ("disconnect", network), change, || {
-        rewire::disconnect(dirs, record, network)
-    })
-}
-
-fn change_network(
+/// Changes the networks that a container finds at its next start; `rewire` does it for one that runs.
+pub fn change_network(
     dirs: &Dirs,
     record: &Record,
-    (action, network): (&'static str, &str),
+    (action, network): (&str, &str),
     change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
-    rewire: impl FnOnce() -> Result<(), RewireError>,
+    rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
 ) -> Result<(), VerbError> {
     let (name, spec) = if record.state.status.is_live() {
         let mut spec = record.spec.clone();
         change(&mut spec.network)?;
-        rewire()?;
+        rewire(record)?;
         record::write_json(&record.data.join("spec.json"), &spec).map_err(VerbError::Describe)?;
         (record.name.clone(), spec)
     } else {

@@ -193,8 +193,8 @@ fn verb(error: &VerbError) -> Kind {
     match error {
         VerbError::Find(error) => find(error),
         VerbError::NotRunning { .. } | VerbError::Running { .. } => Kind::CONFLICT,
-        VerbError::Rewire(RewireError::Network(error)) => network(error),
         VerbError::Rewire(RewireError::Keeper(error)) => ask(error),
+        VerbError::Rewire(RewireError::Network(error)) => network(error),
         VerbError::Rewire(RewireError::Guest { .. }) => Kind::HOST,
         VerbError::NotStarted { .. } => Kind::NOT_STARTED,
         VerbError::Cpus { .. } | VerbError::OwnName => Kind::INVALID,
@@ -257,6 +257,7 @@ fn network(error: &NetworkError) -> Kind {
         NetworkError::Exists { .. }
         | NetworkError::SubnetInUse { .. }
         | NetworkError::AddressTaken { .. } => Kind::CONFLICT,
+        NetworkError::Fixed { .. } | NetworkError::NotConnected { .. } => Kind::CONFLICT,
         NetworkError::Port { .. } | NetworkError::NoAddress { .. } | NetworkError::NoSubnet => Kind::CONFLICT,
         NetworkError::InUse { .. } | NetworkError::Default => Kind::IN_USE,
         NetworkError::Host { .. } => Kind::HOST,
@@ -315,7 +316,8 @@ fn pull(error: &PullError) -> Kind {
         PullError::Store(error) => store(error),
         PullError::NotPresent { .. } => Kind::NOT_FOUND,
         PullError::Archive(_) | PullError::Manifest { .. } | PullError::Platform { .. } => Kind::INVALID,
-        PullError::Directory { .. } | PullError::Signature { .. } => Kind::INVALID,
+        PullError::Directory { .. } => Kind::INVALID,
+        PullError::Signature { .. } => Kind::FORBIDDEN,
         PullError::Cancelled => Kind::HOST,
     }
 }

@@ -76,8 +76,11 @@ pub fn frame(kind: u8, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Kind and bytes of a frame, and its length with its header.
+pub type Parsed<'a> = (u8, &'a [u8], usize);
+
 /// The first frame of `bytes`, and how long it is; `None` where it is not whole yet.
-pub fn parse(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, TooLong> {
+pub fn parse(bytes: &[u8]) -> Result<Option<Parsed<'_>>, TooLong> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
     let [kind, length @ ..] = *header;
     let length = u32::from_be_bytes(length) as usize;

@@ -11,7 +11,6 @@ mod dependencies;
 mod deps;
 mod distribution_kernel;
 mod kernel;
-mod lessons;
 mod schemathesis;
 mod step;
 mod test;

@@ -30,7 +30,7 @@ pub fn create(client: &Client, args: RunArgs, start: bool) -> anyhow::Result<()>
 
 fn wanted(args: RunArgs) -> anyhow::Result<CreateContainer> {
     let (cpus, memory, isolation) = (args.cpus.clone(), args.memory.is_some(), args.isolation);
-    let registry = run_options::registry(&args.registry);
+    let registry = run_options::registry(&args.registry, &args.signature);
     let pull = match args.pull {
         run_options::PullWhen::Always => PullWhen::Always,
         run_options::PullWhen::Missing => PullWhen::Missing,
@@ -74,6 +74,7 @@ fn wanted(args: RunArgs) -> anyhow::Result<CreateContainer> {
         kernel_args: machine.kernel_args.clone(),
         cold: machine.cold,
         memory_reclaim: Some(machine.memory_reclaim),
+        no_sandbox: machine.no_sandbox,
         network: network(&options),
         mounts: options.mounts.iter().map(mount).collect::<anyhow::Result<_>>()?,
         read_only: plan.read_only,

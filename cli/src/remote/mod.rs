@@ -277,7 +277,7 @@ fn images(client: &Client, format: Format, quiet: bool) -> anyhow::Result<()> {
 
 fn pull(client: &Client, args: &PullArgs) -> anyhow::Result<()> {
     let body = json!({"image": args.image, "unpack": args.unpack,
-        "registry": run_options::registry(&args.registry)});
+        "registry": run_options::registry(&args.registry, &args.signature)});
     let body = serde_json::to_vec(&body)?;
     let answer = client.send("POST", "/v1/images/pull", Some(&body), &[("accept", "text/event-stream")])?;
     let mut end = None;

@@ -22,6 +22,7 @@ use engine::verbs;
 use engine::volumes::{MountSpec, parse};
 use engine::{GuestLimits, TerminalSize};
 use images::pull::{PullOptions, PullPolicy};
+use images::signature::PublicKey;
 use images::{ImageSource, RegistryOptions, Silent};
 use sha2::{Digest as _, Sha256};
 
@@ -143,7 +144,7 @@ pub fn source(caller: &Caller, image: &str) -> Result<ImageSource, Problem> {
 }
 
 /// How to fetch it.
-pub fn pull_options(registry: &Registry, when: PullWhen) -> Result<PullOptions, Problem> {
+pub fn pull_options(caller: &Caller, registry: &Registry, when: PullWhen) -> Result<PullOptions, Problem> {
     let mut options = PullOptions {
         policy: match when {
             PullWhen::Always => PullPolicy::Always,
@@ -153,6 +154,10 @@ pub fn pull_options(registry: &Registry, when: PullWhen) -> Result<PullOptions, 
         registry: registry_options(registry.insecure),
         ..PullOptions::default()
     };
+    if let Some(path) = &registry.verify_key {
+        caller.host_path("verify_key")?;
+        options.signed_by = Some(PublicKey::open(path.as_ref()).map_err(invalid)?);
+    }
     if let Some(platform) = &registry.platform {
         options.platform = platform.parse().map_err(invalid)?;
     }
@@ -199,9 +204,12 @@ fn options(caller: &Caller, wanted: &CreateContainer) -> Result<RunOptions, Prob
     if wanted.kernel.is_some() || wanted.initrd.is_some() || !wanted.kernel_args.is_empty() {
         caller.host_path("a kernel")?;
     }
+    if wanted.no_sandbox {
+        caller.owner_only("run a machine that is not confined")?;
+    }
     let options = RunOptions {
         image: source(caller, &wanted.image)?,
-        pull: pull_options(&wanted.registry, wanted.pull)?,
+        pull: pull_options(caller, &wanted.registry, wanted.pull)?,
         plan: plan(wanted)?,
         name: wanted.name.clone(),
         isolation: isolation(caller, wanted, &rates)?,
@@ -214,8 +222,7 @@ fn options(caller: &Caller, wanted: &CreateContainer) -> Result<RunOptions, Prob
             cold: wanted.cold,
             next_memory_mib: None,
             memory_reclaim: wanted.memory_reclaim.unwrap_or(true),
-            // Whoever calls from afar has no say in what confines a VMM.
-            no_sandbox: false,
+            no_sandbox: wanted.no_sandbox,
         },
         network: network(caller, &wanted.network)?,
         resources: rates,

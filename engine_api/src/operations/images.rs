@@ -160,7 +160,7 @@ where
 fn pull(call: &mut Call) -> Result<Reply, Problem> {
     let wanted: Pull = call.json()?;
     let source = source(&call.caller, &wanted.image)?;
-    let options = pull_options(&wanted.registry, wanted.pull)?;
+    let options = pull_options(&call.caller, &wanted.registry, wanted.pull)?;
     call.caller.disk_left()?;
     let store = store(call)?;
     let fetch = move |progress: &dyn Progress| {

@@ -1,10 +1,10 @@
 //! Networks.
 
-use engine::container::record;
+use engine::container::record::{self, Record};
 use engine::network::definition::{Definition, NewNetwork};
 use engine::network::spec::{DEFAULT_NETWORK, Endpoint};
-use engine::network::{NetworkError, Networks};
-use engine::verbs;
+use engine::network::{NetworkError, NetworkSpec, Networks};
+use engine::{rewire, verbs};
 use hyper::Method;
 
 use super::plain;
@@ -74,9 +74,9 @@ pub const OPERATIONS: &[Operation] = &[
         })
     },
     Operation {
-        summary: "Put a container into a network: at once if it runs, else from its next start on",
+        summary: "Put a container into a network",
         takes: Content::Json(of::<Connect>),
-        gives: &[(204, Content::None, "It is noted.")],
+        gives: &[(204, Content::None, "It is done.")],
         problems: &[Kind::CONFLICT],
         ..plain(&Method::POST, "/v1/networks/{network}/connect", "connectNetwork", TAG, |call| {
             let wanted: Connect = call.json()?;
@@ -92,20 +92,24 @@ pub const OPERATIONS: &[Operation] = &[
                 aliases: wanted.aliases,
             };
             let record = record::find(call.dirs(), &wanted.container)?;
-            verbs::connect_network(call.dirs(), &record, &endpoint)?;
+            let change = |spec: &mut NetworkSpec| spec.connect(endpoint.clone());
+            let rewired = |record: &Record| rewire::connect(record, &endpoint);
+            verbs::change_network(call.dirs(), &record, ("connect", &network), change, rewired)?;
             Ok(Reply::done())
         })
     },
     Operation {
-        summary: "Take a container out of a network: at once if it runs, else from its next start on",
+        summary: "Take a container out of a network",
         takes: Content::Json(of::<Disconnect>),
-        gives: &[(204, Content::None, "It is noted.")],
+        gives: &[(204, Content::None, "It is done.")],
         problems: &[Kind::CONFLICT],
         ..plain(&Method::POST, "/v1/networks/{network}/disconnect", "disconnectNetwork", TAG, |call| {
             let wanted: Disconnect = call.json()?;
             let network = call.name().to_owned();
             let record = record::find(call.dirs(), &wanted.container)?;
-            verbs::disconnect_network(call.dirs(), &record, &network)?;
+            let change = |spec: &mut NetworkSpec| spec.disconnect(&network);
+            let rewired = |record: &Record| rewire::disconnect(call.dirs(), record, &network);
+            verbs::change_network(call.dirs(), &record, ("disconnect", &network), change, rewired)?;
             Ok(Reply::done())
         })
     },

@@ -38,8 +38,14 @@ pub const OPERATIONS: &[Operation] = &[
             let anonymous = wanted.name.is_none();
             let name = wanted.name.unwrap_or_else(volumes::random_name);
             let made = match wanted.disk_bytes {
-                Some(size) => store.create_disk(&name, wanted.labels, size)?,
                 None => store.create(&name, wanted.labels, anonymous)?,
+                Some(size) if size > call.caller.disk_left()? => {
+                    return Err(Problem::new(
+                        Kind::QUOTA,
+                        "the tenant's disk quota has no room for this disk",
+                    ));
+                }
+                Some(size) => store.create_disk(&name, wanted.labels, size)?,
             };
             if made {
                 event(call, "create", &name);

@@ -68,6 +68,9 @@ pub struct CreateContainer {
     /// Boot the machine instead of cloning the image's template.
     #[serde(default)]
     pub cold: bool,
+    /// Do not confine the process that runs the machine.
+    #[serde(default)]
+    pub no_sandbox: bool,
     /// Give memory that the guest frees back to the host.
     #[serde(default)]
     pub memory_reclaim: Option<bool>,
@@ -317,6 +320,8 @@ pub struct Registry {
     pub insecure: bool,
     /// OS/ARCH[/VARIANT] to choose from a multi-platform image; the host's where nothing is said.
     pub platform: Option<String>,
+    /// A file of the host with the public key that must have signed the image.
+    pub verify_key: Option<String>,
 }
 
 /// What was created.

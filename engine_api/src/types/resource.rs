@@ -62,7 +62,7 @@ pub struct CreateNetwork {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A container for a network, from its next start on.
+/// A container for a network.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connect {
@@ -79,7 +79,7 @@ pub struct Connect {
     pub aliases: Vec<String>,
 }
 
-/// A container to leave a network, from its next start on.
+/// A container to leave a network.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disconnect {
@@ -92,16 +92,16 @@ pub struct Disconnect {
 pub struct VolumeView {
     /// Its name.
     pub name: String,
-    /// Where its files are on the host, or its disk.
+    /// Where its files are on the host.
     pub mountpoint: String,
-    /// Size of its disk in bytes, if it is one.
-    pub disk_bytes: Option<u64>,
     /// When it was made.
     pub created: String,
     /// Notes.
     pub labels: BTreeMap<String, String>,
     /// It was made for one container.
     pub anonymous: bool,
+    /// Bytes of its disk, if it is a disk of its own.
+    pub disk_bytes: Option<u64>,
     /// Names of the containers that have it.
     pub containers: Vec<String>,
 }
@@ -119,10 +119,10 @@ pub struct VolumeList {
 pub struct CreateVolume {
     /// Its name; drawn where nothing is said.
     pub name: Option<String>,
+    /// Make a disk of its own of so many bytes, for one container at a time.
+    pub disk_bytes: Option<u64>,
     /// Notes.
     pub labels: BTreeMap<String, String>,
-    /// Make it a disk of so many bytes, for one container at a time; otherwise it is a directory.
-    pub disk_bytes: Option<u64>,
 }
 
 /// Volumes to remove.
