@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     run_tests(vec![
         test("two_services_find_each_other_by_name_and_the_host_finds_a_published_port", NEEDS, two_services),
         test("a_stopped_container_moves_between_networks", NEEDS, moving),
+        test("a_running_container_moves_between_networks", NEEDS, moving_alive),
         test("names_are_asked_of_the_hosts_servers_and_open_the_way_out", NEEDS, names_and_egress),
         test("a_published_port_in_use_is_said_before_the_container_starts", NEEDS, port_in_use),
     ])
@@ -90,6 +91,49 @@ fn moving() -> anyhow::Result<()> {
     let wrong = finish(wrong, GUEST_DEADLINE)?;
     ensure!(String::from_utf8_lossy(&wrong.stderr).contains("not in network one"));
     lighter(&["rm", "mover"])?;
+    lighter(&["network", "prune", "--force"])?;
+    ensure!(before == host.inventory()?, "{}", host.inventory()?);
+    Ok(())
+}
+
+/// Its interfaces come and go while its process goes on; names and routes follow.
+fn moving_alive() -> anyhow::Result<()> {
+    let host = Namespace::new()?;
+    let installation = Installation::new()?;
+    let before = host.inventory()?;
+    let lighter = |args: &[&str]| host.stdout(&installation, args);
+    let refused = |args: &[&str], why: &str| {
+        let output = finish(host.lighter(&installation, args).spawn()?, GUEST_DEADLINE)?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && text.contains(why), "{args:?}: {text}");
+        Ok(())
+    };
+    let image = busybox_reference()?;
+    for (network, name, publish) in
+        [("one", "mover", "--publish-all"), ("two", "stays", "--publish=127.0.0.1:18073:7000")]
+    {
+        lighter(&["network", "create", network])?;
+        lighter(&["run", "-d", "--name", name, "--network", network, publish, &image, "sleep", "100000"])?;
+    }
+    lighter(&["network", "connect", "--alias", "guest", "two", "mover"])?;
+    let routes = "route -n | awk '/UG/ {print $8}'; ls /sys/class/net";
+    ensure!(lighter(&["exec", "mover", "sh", "-c", routes])? == "eth0\neth0\neth1\nlo\n");
+    let ping = |from: &str, to: &str| lighter(&["exec", from, "ping", "-c", "1", "-W", "20", to]);
+    ping("stays", "guest").context("the newcomer is not found by its alias")?;
+    ping("mover", "stays").context("the newcomer does not find others")?;
+    refused(&["network", "connect", "two", "mover"], "two")?;
+    refused(&["network", "disconnect", "two", "stays"], "published ports")?;
+    refused(&["snapshot", "create", "mover"], "restart it first")?;
+    lighter(&["network", "disconnect", "one", "mover"])?;
+    let output = lighter(&["exec", "mover", "sh", "-c", routes])?;
+    ensure!(output == "eth1\neth1\nlo\n", "the way out did not move: {output}");
+    refused(&["network", "disconnect", "one", "mover"], "not")?;
+    lighter(&["network", "rm", "one"])?;
+    // What it is in now is what it starts with.
+    lighter(&["restart", "-t", "1", "mover"])?;
+    ensure!(lighter(&["exec", "mover", "sh", "-c", routes])? == "eth0\neth0\nlo\n");
+    ping("mover", "stays")?;
+    lighter(&["rm", "-f", "mover", "stays"])?;
     lighter(&["network", "prune", "--force"])?;
     ensure!(before == host.inventory()?, "{}", host.inventory()?);
     Ok(())

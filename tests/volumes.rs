@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use lighter_tests::harness::{Need, main as run_tests, test};
-use lighter_tests::image::oci_layout;
+use lighter_tests::image::{busybox_reference, oci_layout};
 use lighter_tests::lighter::Installation;
 
 const GUEST: &[Need] = &[Need::Kvm, Need::Root, Need::Program("umoci")];
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     run_tests(vec![
         test("a_share_is_the_hosts_files_and_nothing_beside_them", GUEST, shares),
         test("volumes_outlive_their_containers_and_only_those_without_a_name_go_with_them", GUEST, volumes),
+        test("a_volume_that_is_a_disk_is_one_containers_at_a_time", GUEST, disk),
         test("a_killed_file_server_is_an_error_in_the_guest_and_an_event_on_the_host", GUEST, killed),
         test("what_cannot_be_mounted_is_refused_with_its_reason", GUEST, refused),
     ])
@@ -152,6 +153,61 @@ fn volumes() -> anyhow::Result<()> {
     ensure!(lighter.stdout(["volume", "prune", "-f"])?.is_empty());
     ensure!(lighter.stdout(["volume", "prune", "-f", "--all"])? == "data\n");
     Ok(())
+}
+
+fn disk() -> anyhow::Result<()> {
+    let lighter = Installation::new()?;
+    let create = ["volume", "create", "--opt", "type=disk", "--opt", "size=64m", "disk"];
+    ensure!(lighter.stdout(create)? == "disk\n");
+    let shown: serde_json::Value = serde_json::from_str(&lighter.stdout(["volume", "inspect", "disk"])?)?;
+    ensure!(shown["volumes"][0]["type"] == "disk" && shown["volumes"][0]["size"] == 64 << 20, "{shown}");
+    // ENOSPC at its own size, not at the layer's; fsync as on any disk.
+    let fill = "fallocate -l 80m /d/big 2>&1 | grep -o 'No space left' ; rm -f /d/big; \
+                echo kept > /d/file; sync; mkfifo /tmp/hold; cat /tmp/hold";
+    // The image and machine of most other tests, so that there is a template.
+    let image = busybox_reference()?;
+    let run = ["run", "-d", "--name", "one", "--network", "none", "-v", "disk:/d"];
+    lighter.stdout(run.iter().chain(&[image.as_str(), "sh", "-c", fill]))?;
+    let busy = ["run", "--rm", "--network", "none", "-v", "disk:/d", &image, "true"];
+    let busy = lighter.output(busy)?;
+    let text = String::from_utf8_lossy(&busy.stderr).into_owned();
+    ensure!(busy.status.code() == Some(125) && text.contains("one container at a time"), "{text}");
+    let there = ["exec", "one", "sh", "-c", "until cat /d/file 2> /dev/null; do sleep 1; done"];
+    ensure!(lighter.stdout(there)? == "kept\n");
+    ensure!(lighter.stdout(["logs", "one"])? == "No space left\n");
+    let refused = lighter.output(["snapshot", "create", "one"])?;
+    ensure!(!refused.status.success(), "a snapshot of a machine whose disk goes on");
+    lighter.stdout(["rm", "-f", "one"])?;
+    // The machine was killed: the journal brings the next one what was synced.
+    let next = run_disk(&lighter, &image, "disk:/d", "cat /d/file; ls /d")?;
+    ensure!(next == "kept\nfile\n", "{next}");
+    let read =
+        run_disk(&lighter, &image, "disk:/d:ro", "cat /d/file; touch /d/new 2>&1 | grep -o Read-only")?;
+    ensure!(read == "kept\nRead-only\n", "{read}");
+    for (bad, why) in [("type=tape", "type=disk"), ("size=1g", "add --opt type=disk"), ("size=x", "512m")] {
+        let output = lighter.output(["volume", "create", "--opt", bad, "other"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() != Some(0) && text.contains(why), "{bad}: {text}");
+    }
+    ensure!(lighter.stdout(["volume", "rm", "disk"])? == "disk\n");
+    Ok(())
+}
+
+fn run_disk(lighter: &Installation, image: &str, volume: &str, script: &str) -> anyhow::Result<String> {
+    lighter.stdout([
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-m",
+        "128m",
+        "-v",
+        volume,
+        image,
+        "sh",
+        "-c",
+        script,
+    ])
 }
 
 /// The process that serves the shares of the only running container.

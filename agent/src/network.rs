@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use crate::failure::{Context, Failure};
 
 /// Interfaces that are looked for (stops a loop if the kernel gives nonsense).
-const MAX_INTERFACES: usize = 16;
+pub const MAX_INTERFACES: usize = 16;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
@@ -65,6 +65,15 @@ pub fn configure(plan: &NetworkPlan) -> Result<(), Failure> {
         ))?;
         requests.extend(interface_requests(index, interface));
     }
+    netlink.request(requests)
+}
+
+/// Brings `eth<number>` up as planned.
+pub fn connect(number: usize, plan: &InterfacePlan) -> Result<(), Failure> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.index(number).during(&format!("find eth{number}"))?;
+    let mut requests = vec![(ethernet_up(index), "bring an interface up")];
+    requests.extend(interface_requests(index, plan));
     netlink.request(requests)
 }
 

@@ -40,6 +40,19 @@ pub enum HostMessage {
     Done,
     /// Say what the guest's memory is used for; answered by `Usage`.
     Usage,
+    /// Bring up an interface while the container runs: one that has just come into the virtio slot `slot`, or one that is
+    /// there. Answered by `Rewired`.
+    Connect {
+        /// Number of the slot.
+        slot: Option<u8>,
+        /// How the interface shall be.
+        interface: InterfacePlan,
+    },
+    /// Let go of an interface, whose device will be gone. Answered by `Rewired`.
+    Disconnect {
+        /// Its hardware address.
+        mac: [u8; 6],
+    },
     /// Let go of the container's main process: what it wrote and was read is sent, then `Held`, and nothing more is
     /// read from it until `Release`, or until a copy of the machine gets `Adopt`.
     Hold,
@@ -88,6 +101,8 @@ pub enum AgentMessage {
     Exited(ExitStatus),
     /// What the guest's memory is used for.
     Usage(Usage),
+    /// The interfaces are as the host wants them.
+    Rewired,
     /// From a tool: the next part of a file's content is on the disks. Answered by `Done`.
     Pieces(Vec<Piece>),
     /// From a tool: the offered file's content should be sent.

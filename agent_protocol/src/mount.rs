@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// Tag of the file system that holds the shares.
 pub const SHARES_TAG: &str = "lighter";
 
+/// The directory with a disk volume's files.
+pub const VOLUME_ROOT: &str = "upper";
+
 /// One mount.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MountPlan {
@@ -21,6 +24,13 @@ pub struct MountPlan {
 pub enum MountSource {
     /// A directory or file of the host: the entry with this number in the file system [`SHARES_TAG`].
     Share(u16),
+    /// A file system on a disk of its own, from its directory [`VOLUME_ROOT`] on.
+    Disk {
+        /// What the guest calls the disk, for example `/dev/vdd`.
+        device: String,
+        /// The virtio slot that it is in: looked at again if the device is not there.
+        slot: u8,
+    },
     /// Memory.
     Tmpfs {
         /// Flags of mount(2).

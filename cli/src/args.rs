@@ -14,6 +14,7 @@ use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, Save
 use crate::generate_commands::{CompletionArgs, ManArgs};
 use crate::keep_command::KeepArgs;
 use crate::network_commands::NetworkCommand;
+use crate::options::signature::SignatureArgs;
 use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
@@ -209,6 +210,9 @@ pub struct PullArgs {
     /// How to talk to the registry.
     #[command(flatten)]
     pub registry: RegistryArgs,
+    /// Who must have signed it.
+    #[command(flatten)]
+    pub signature: SignatureArgs,
     /// Also build the root filesystem, which otherwise the first run does
     #[arg(long)]
     pub unpack: bool,

@@ -18,7 +18,8 @@ pub fn pull(dirs: &Dirs, args: &PullArgs) -> anyhow::Result<()> {
         args.image.parse().with_context(|| format!("cannot use the image name {:?}", args.image))?;
     let store = Store::open(&dirs.data)?;
     let bars = Bars::new();
-    let image = store.pull(&source, &args.registry.pull_options(PullPolicy::Always)?, &bars)?;
+    let options = args.signature.restrict(args.registry.pull_options(PullPolicy::Always)?)?;
+    let image = store.pull(&source, &options, &bars)?;
     let built = args.unpack.then(|| rootfs::ensure_rootfs(&store, &image, &bars)).transpose()?;
     bars.clear();
     match args.format {

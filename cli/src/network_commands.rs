@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
+use engine::container::record::Record;
 use engine::container::{Container, record};
 use engine::dirs::Dirs;
 use engine::events::{Event, emit};
@@ -14,6 +15,7 @@ use engine::network::definition::{Definition, NewNetwork};
 use engine::network::spec::{ConnectError, DEFAULT_NETWORK, Endpoint};
 use engine::network::subnet::{Subnet, Subnet6};
 use engine::network::{NetworkError, NetworkSpec, Networks};
+use engine::rewire::{self, RewireError};
 use serde_json::{Value, json};
 
 use crate::args::{FormatArgs, PruneArgs};
@@ -34,9 +36,9 @@ pub enum NetworkCommand {
     Rm(RemoveArgs),
     /// Remove all networks that no container is in
     Prune(PruneArgs),
-    /// Put a container into a network, from its next start on
+    /// Put a container into a network
     Connect(ConnectArgs),
-    /// Take a container out of a network, from its next start on
+    /// Take a container out of a network
     Disconnect(DisconnectArgs),
 }
 
@@ -131,7 +133,14 @@ pub fn execute(dirs: &Dirs, command: &NetworkCommand) -> anyhow::Result<()> {
     match command {
         NetworkCommand::Connect(args) => connect(dirs, &networks, args),
         NetworkCommand::Disconnect(args) => {
-            change(dirs, &args.container, "disconnect", &args.network, |spec| spec.disconnect(&args.network))
+            let network = args.network.as_str();
+            change(
+                dirs,
+                &args.container,
+                ("disconnect", network),
+                |spec| spec.disconnect(network),
+                |record| rewire::disconnect(dirs, record, network),
+            )
         }
         NetworkCommand::Create(args) => create(&networks, args),
         NetworkCommand::Ls(args) => list(&networks, args),
@@ -177,29 +186,39 @@ fn connect(dirs: &Dirs, networks: &Networks, args: &ConnectArgs) -> anyhow::Resu
         mac: None,
         aliases: args.alias.clone(),
     };
-    change(dirs, &args.container, "connect", &args.network, |spec| spec.connect(endpoint.clone()))
+    change(
+        dirs,
+        &args.container,
+        ("connect", &args.network),
+        |spec| spec.connect(endpoint.clone()),
+        |record| rewire::connect(record, &endpoint),
+    )
 }
 
-/// Changes what a container that does not run will find at its next start.
+/// Changes what a container finds at its next start, and what it has if it runs.
 fn change(
     dirs: &Dirs,
     container: &str,
-    action: &str,
-    network: &str,
+    (action, network): (&str, &str),
     change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
+    rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
 ) -> anyhow::Result<()> {
     let record = record::find(dirs, container)?;
-    ensure!(
-        !record.state.status.is_live(),
-        "container {} is running, and its machine's interfaces are fixed while it does: `lighter stop` it, then \
-         {action} it, then `lighter start` it",
-        record.name
-    );
-    // From here on nobody starts it.
-    let owned = Container::open(dirs, &record.spec.id)?;
-    let (name, mut spec, _) = record::load(&owned)?;
-    change(&mut spec.network)?;
-    owned.describe(&spec)?;
+    let (name, spec) = if record.state.status.is_live() {
+        let mut spec = record.spec.clone();
+        change(&mut spec.network)?;
+        rewire(&record)?;
+        record::write_json(&record.data.join("spec.json"), &spec)
+            .context("cannot write the container down")?;
+        (record.name, spec)
+    } else {
+        // From here on nobody starts it.
+        let owned = Container::open(dirs, &record.spec.id)?;
+        let (name, mut spec, _) = record::load(&owned)?;
+        change(&mut spec.network)?;
+        owned.describe(&spec)?;
+        (name, spec)
+    };
     emit(
         dirs,
         &Event::new("network", action, network, network)

@@ -19,6 +19,7 @@ use crate::options::isolation::IsolationKind;
 use crate::options::network::NetworkArgs;
 use crate::options::process::ProcessArgs;
 use crate::options::resources::ResourceArgs;
+use crate::options::signature::SignatureArgs;
 use crate::options::volumes::VolumeArgs;
 use crate::output::Format;
 
@@ -124,6 +125,9 @@ pub struct RunArgs {
     /// How to talk to the registry.
     #[command(flatten)]
     pub registry: RegistryArgs,
+    /// Who must have signed the image.
+    #[command(flatten)]
+    pub signature: SignatureArgs,
     /// Show what each phase of the start took, when the container has ended
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "table")]
@@ -222,7 +226,7 @@ impl RunArgs {
         let isolation = self.isolation.isolation(&machine, (limited, rated), confined)?;
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
-            pull: self.registry.pull_options(policy)?,
+            pull: self.signature.restrict(self.registry.pull_options(policy)?)?,
             plan,
             name: self.name,
             isolation,

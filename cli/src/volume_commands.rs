@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use engine::dirs::Dirs;
 use engine::events::{Event, emit};
+use engine::plan::resources::parse_size;
+use engine::volumes::store::DEFAULT_SIZE;
 use engine::volumes::{Volume, VolumeError, VolumeStore};
 use serde_json::{Value, json};
 
@@ -40,6 +42,9 @@ pub struct CreateArgs {
     /// There is only local
     #[arg(short, long, value_name = "DRIVER", default_value = "local", hide_default_value = true)]
     pub driver: String,
+    /// type=disk: a disk of its own, for one container at a time, and size=SIZE [default: 10g]
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub opt: Vec<String>,
     /// Its name [default: one is drawn]
     pub name: Option<String>,
 }
@@ -110,10 +115,32 @@ pub fn execute(dirs: &Dirs, command: &VolumeCommand) -> anyhow::Result<u8> {
 fn create(dirs: &Dirs, store: &VolumeStore, args: &CreateArgs) -> anyhow::Result<()> {
     ensure!(args.driver == "local", "the driver {:?} is unknown: there is only local", args.driver);
     let name = args.name.clone().unwrap_or_else(engine::volumes::random_name);
-    if store.create(&name, labels(&args.label), args.name.is_none())? {
+    let made = match disk_size(&args.opt)? {
+        Some(size) => store.create_disk(&name, labels(&args.label), size)?,
+        None => store.create(&name, labels(&args.label), args.name.is_none())?,
+    };
+    if made {
         event(dirs, "create", &name);
     }
     output::print(&format!("{name}\n"))
+}
+
+/// Bytes of the disk that `--opt` asks for, if it does.
+fn disk_size(options: &[String]) -> anyhow::Result<Option<u64>> {
+    let (mut is_disk, mut size) = (false, None);
+    for option in options {
+        match option.split_once('=') {
+            Some(("type", "disk")) => is_disk = true,
+            Some(("type", "directory")) => is_disk = false,
+            Some(("size", text)) => {
+                let bytes = parse_size(text);
+                size = Some(bytes.with_context(|| format!("--opt size={text}: write it as 512m or 10g"))?);
+            }
+            _ => bail!("--opt {option:?} is unknown: there are type=disk, type=directory and size=SIZE"),
+        }
+    }
+    ensure!(is_disk || size.is_none(), "--opt size= is for disks: add --opt type=disk");
+    Ok(is_disk.then(|| size.unwrap_or(DEFAULT_SIZE)))
 }
 
 fn list(store: &VolumeStore, args: &ListArgs) -> anyhow::Result<()> {
@@ -156,7 +183,9 @@ fn view(store: &VolumeStore, volume: &Volume) -> Value {
     json!({
         "name": volume.name,
         "driver": "local",
-        "mountpoint": store.content(&volume.name),
+        "type": if volume.disk.is_some() { "disk" } else { "directory" },
+        "size": volume.disk,
+        "mountpoint": store.disk(&volume.name).unwrap_or_else(|| store.content(&volume.name)),
         "created": crate::times::rfc3339(volume.created_ns),
         "labels": volume.labels,
         "anonymous": volume.anonymous,

@@ -26,6 +26,7 @@ pub mod network;
 pub mod plan;
 pub mod process;
 pub mod resources;
+pub mod rewire;
 pub mod run;
 pub mod security;
 pub mod session;

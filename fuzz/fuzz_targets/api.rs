@@ -1,20 +1,4 @@
-//! Requests on the API socket: bytes to a call or a refusal.
+//! See the target `api` in `fuzz/hostile`.
 #![no_main]
 
-use api_server::http::{self, Parsed, Response};
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let answer = match http::parse(bytes, 51_200) {
-        Ok(Parsed::Partial { .. }) => return,
-        Ok(Parsed::Complete(request, len)) => {
-            assert!(len <= bytes.len());
-            match api_server::route(&request) {
-                Ok(_) => return,
-                Err(fault) => Response::from(fault),
-            }
-        }
-        Err(error) => Response::from(&error),
-    };
-    // Every refusal is valid JSON, whatever was sent.
-    serde_json::from_slice::<serde_json::Value>(&answer.body).expect("the body is JSON");
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (hostile::target("api").expect("there is such a target").run)(bytes));

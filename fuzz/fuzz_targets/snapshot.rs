@@ -1,7 +1,4 @@
-//! The state file of a snapshot: see `vmm/tests/support/hostile.rs`.
+//! See the target `snapshot` in `fuzz/hostile`.
 #![no_main]
 
-#[path = "../../vmm/tests/support/hostile.rs"]
-mod hostile;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::read(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (hostile::target("snapshot").expect("there is such a target").run)(bytes));

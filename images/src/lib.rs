@@ -26,6 +26,7 @@ pub mod registry;
 mod retry;
 pub mod rootfs;
 pub mod save;
+pub mod signature;
 pub mod source;
 pub mod store;
 mod tag;

@@ -60,6 +60,26 @@ pub struct VmConfig {
     pub control: Option<PathBuf>,
 }
 
+impl VmConfig {
+    /// Most virtio slots of one VM, spare ones included.
+    pub const MAX_SLOTS: usize = arch::layout::VIRTIO_MMIO_SLOTS;
+
+    /// Number of the virtio slots before the spare ones.
+    pub fn fixed_slots(&self) -> usize {
+        let rng = 1;
+        let single = [self.vsock.is_some(), self.balloon, self.fs.is_some()];
+        let single = single.into_iter().filter(|there| *there).count();
+        self.disks.len() + self.net.len() + self.pmem.len() + single + rng
+    }
+}
+
+/// What the guest calls disk `index`: `vda` and so on.
+pub fn disk_name(index: usize) -> String {
+    // No more disks than slots, so no letter past `z`.
+    let letter = char::from(b'a' + index.min(25) as u8);
+    format!("vd{letter}")
+}
+
 /// Where a VM goes on from.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -76,6 +76,7 @@ impl Bare {
                 let flags = MountFlags::from_bits_truncate(*flags);
                 mount("tmpfs", target, "tmpfs", flags, Some(data.as_c_str())).during(&during)?;
             }
+            MountSource::Disk { .. } => return Err(Failure::agent("a volume that is a disk needs a VM")),
             MountSource::Share(number) => {
                 let share = self.shares.get(usize::from(*number));
                 let share = share.ok_or_else(|| Failure::agent("a mount of nothing"))?;

@@ -116,14 +116,15 @@ fn mounts(privileged: bool, plan: &ContainerPlan) -> Value {
     mounts.extend(files::NAMES.iter().map(|name| {
         json!({"destination": format!("/etc/{name}"), "type": "bind", "source": files::path(name), "options": ["bind", "rw"]})
     }));
-    mounts.extend(plan.mounts.iter().map(volume));
+    mounts.extend(plan.mounts.iter().filter_map(volume));
     json!(mounts)
 }
 
-/// A mount that the user asked for.
-fn volume(plan: &MountPlan) -> Value {
+/// A mount that the user asked for; none of a disk, which only a VM has.
+fn volume(plan: &MountPlan) -> Option<Value> {
     let access = if plan.read_only { "ro" } else { "rw" };
-    match &plan.source {
+    Some(match &plan.source {
+        MountSource::Disk { .. } => return None,
         MountSource::Share(number) => json!({"destination": plan.target, "type": "bind",
             "source": names::share(usize::from(*number)), "options": ["rbind", access]}),
         MountSource::Tmpfs { flags, data } => {
@@ -134,7 +135,7 @@ fn volume(plan: &MountPlan) -> Value {
             json!({"destination": plan.target, "type": "tmpfs", "source": "tmpfs",
                 "options": set.chain([access]).chain(data).collect::<Vec<_>>()})
         }
-    }
+    })
 }
 
 fn resources(config: &WardenConfig, guest: GuestLimits) -> Value {

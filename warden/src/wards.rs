@@ -4,7 +4,8 @@ use agent::failure::Failure;
 use agent::process::Process;
 use agent::session::Ward;
 use agent::tools;
-use agent_protocol::message::{ContainerPlan, ProcessPlan, RootPlan, Usage};
+use agent_protocol::message::{ContainerPlan, InterfacePlan, ProcessPlan, RootPlan, Usage};
+use agent_protocol::mount::MountSource;
 use rustix::process::Pid;
 
 use crate::{cgroup, limits};
@@ -58,6 +59,9 @@ impl Ward for Wards {
         if self.state != State::Idle {
             return Err(Failure::agent("the container was started already"));
         }
+        if plan.mounts.iter().any(|mount| matches!(mount.source, MountSource::Disk { .. })) {
+            return Err(Failure::agent("a volume that is a disk needs --isolation vm"));
+        }
         self.state = State::Ended;
         let plan = ContainerPlan { process: limits::possible(&plan.process), ..plan.clone() };
         let process = self.kind.start(&plan)?;
@@ -97,6 +101,14 @@ impl Ward for Wards {
 
     fn place_for_tools(&self) -> Result<tools::Place<'_>, Failure> {
         Err(Failure::agent("cp, diff, export and commit need --isolation vm"))
+    }
+
+    fn connect(&mut self, _: Option<u8>, _: &InterfacePlan) -> Result<(), Failure> {
+        Err(Failure::agent("only a VM's interfaces come and go while it runs"))
+    }
+
+    fn disconnect(&mut self, _: [u8; 6]) -> Result<(), Failure> {
+        Err(Failure::agent("only a VM's interfaces come and go while it runs"))
     }
 
     fn usage(&self) -> Result<Usage, Failure> {

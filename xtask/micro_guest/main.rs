@@ -13,11 +13,14 @@
 
 mod block;
 mod boot;
+mod chaos;
 mod console;
 mod device;
+mod ledger;
 mod memory;
 mod net;
 mod queue;
+mod writer;
 
 core::arch::global_asm!(include_str!("entry.s"));
 
@@ -29,6 +32,8 @@ extern "C" fn main(boot: u64, pvh: u64) -> ! {
         b"read" => block::run(&options, device::BLOCK),
         b"send" => net::send(&options, device::NET),
         b"echo" => net::echo(&options, device::NET),
+        b"chaos" => chaos::run(&options),
+        b"write" => writer::run(&options),
         _ => fail("no such test"),
     }
     console::put(b"micro-guest: end\n");

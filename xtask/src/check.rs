@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("compare", &["programs"]),
     ("devices", &[]),
     ("engine", &["agent_protocol", "archive", "images", "jailer", "programs", "shares", "vmm", "warden"]),
+    ("hostile", &["agent_protocol", "api_server", "arch", "devices", "engine", "images", "vmm"]),
     ("images", &[]),
     ("jailer", &[]),
     ("lighter", &["compare", "engine", "images", "vmm", "warden"]),

@@ -14,7 +14,7 @@ use crate::failure::{Context, Failure};
 
 /// No thread that reads every block bitmap and zeroes inode tables after the mount: the layer is a new sparse
 /// file, and on a host that emulates guest ring 0 checksumming its bitmaps costs more than the mount.
-const DISK_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
+pub const DISK_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 
 /// How often a drive without a medium is looked at, and how many times.
 const MEDIUM_INTERVAL: Duration = Duration::from_millis(2);

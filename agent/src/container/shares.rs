@@ -5,14 +5,15 @@
 
 use std::os::fd::OwnedFd;
 
-use agent_protocol::mount::{MountPlan, MountSource, SHARES_TAG};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use agent_protocol::mount::{MountPlan, MountSource, SHARES_TAG, VOLUME_ROOT};
+use rustix::fs::{Access, CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
 use rustix::process::{chdir, fchdir};
 
 use super::mounts::{directory, mount_at};
-use super::root::{Outside, make_read_only};
+use super::root::{DISK_OPTIONS, Outside, make_read_only};
 use crate::failure::{Context, Failure};
+use crate::slots;
 
 /// In the agent's own root, which is the working directory while shares are taken from it.
 const SHARES: &str = "run/shares";
@@ -42,12 +43,33 @@ fn open_all(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, Failure> {
         mount_at(SHARES_TAG, SHARES, "virtiofs", MountFlags::NODEV, None)?;
     }
     let open = |plan: &MountPlan| {
-        let MountSource::Share(number) = plan.source else { return Ok(None) };
-        let path = format!("{SHARES}/{number}");
+        let path = match &plan.source {
+            MountSource::Share(number) => format!("{SHARES}/{number}"),
+            MountSource::Disk { device, slot } => mount_disk(device, *slot, plan.read_only)?,
+            MountSource::Tmpfs { .. } => return Ok(None),
+        };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, &path, flags).during(&path).map(Some)
     };
     plans.iter().map(open).collect()
+}
+
+/// Mounts the volume on the disk `device` and gives the place of its files.
+fn mount_disk(device: &str, slot: u8, read_only: bool) -> Result<String, Failure> {
+    let device = device.trim_start_matches('/');
+    // A machine that booted with the disk found it then.
+    if rustix::fs::access(device, Access::EXISTS).is_err() {
+        slots::probe(slot)?;
+    }
+    let place = format!("run/volume{slot}");
+    directory(&place, 0o700)?;
+    let (flags, options) = match read_only {
+        // Nothing is written, not even what a power cut has left in the journal.
+        true => (MountFlags::RDONLY, c"noload"),
+        false => (MountFlags::empty(), DISK_OPTIONS),
+    };
+    mount_at(device, &place, "ext4", flags | MountFlags::NOATIME | MountFlags::NODEV, Some(options))?;
+    Ok(format!("{place}/{VOLUME_ROOT}"))
 }
 
 fn place(plan: &MountPlan, tree: Option<OwnedFd>) -> Result<(), Failure> {
@@ -73,7 +95,7 @@ fn place(plan: &MountPlan, tree: Option<OwnedFd>) -> Result<(), Failure> {
             let data = std::ffi::CString::new(data.as_str()).unwrap_or_default();
             mount_at("tmpfs", target, "tmpfs", MountFlags::from_bits_retain(*flags), Some(&data))
         }
-        (MountSource::Share(_), Some(tree)) => {
+        (MountSource::Share(_) | MountSource::Disk { .. }, Some(tree)) => {
             let step = format!("mount on {target}");
             move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).during(&step)?;
             if plan.read_only {
@@ -82,6 +104,6 @@ fn place(plan: &MountPlan, tree: Option<OwnedFd>) -> Result<(), Failure> {
             }
             Ok(())
         }
-        (MountSource::Share(_), None) => Ok(()),
+        (MountSource::Share(_) | MountSource::Disk { .. }, None) => Ok(()),
     }
 }

@@ -1,13 +1,13 @@
 //! The agent's container as sessions see it.
 
-use agent_protocol::message::{ContainerPlan, ProcessPlan, RootPlan};
+use agent_protocol::message::{ContainerPlan, InterfacePlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;
 
 use super::Container;
 use crate::failure::Failure;
 use crate::process::Process;
 use crate::session::Ward;
-use crate::tools;
+use crate::{slots, tools};
 
 impl Ward for Container {
     fn prepare(&mut self, root: &RootPlan) -> Result<(), Failure> {
@@ -45,6 +45,14 @@ impl Ward for Container {
 
     fn request_power_off(&mut self) {
         self.request_power_off();
+    }
+
+    fn connect(&mut self, slot: Option<u8>, interface: &InterfacePlan) -> Result<(), Failure> {
+        slots::connect(slot, interface)
+    }
+
+    fn disconnect(&mut self, mac: [u8; 6]) -> Result<(), Failure> {
+        slots::disconnect(mac)
     }
 
     fn place_for_tools(&self) -> Result<tools::Place<'_>, Failure> {

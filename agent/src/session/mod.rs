@@ -164,6 +164,14 @@ impl Session {
                 Ok(usage) => self.send(&AgentMessage::Usage(usage)),
                 Err(failure) => self.fail(failure),
             },
+            HostMessage::Connect { slot, interface } => {
+                let connected = container.connect(slot, &interface);
+                self.rewired(connected);
+            }
+            HostMessage::Disconnect { mac } => {
+                let disconnected = container.disconnect(mac);
+                self.rewired(disconnected);
+            }
             HostMessage::Hold => self.hold(container),
             HostMessage::Release => {
                 if self.process.is_none() {
@@ -178,6 +186,13 @@ impl Session {
             HostMessage::StdinEof => self.with_process(Process::end_stdin),
             HostMessage::Signal(signal) => self.with_process(|process| process.signal(signal)),
             HostMessage::Resize(size) => self.with_process(|process| process.resize(size)),
+        }
+    }
+
+    fn rewired(&mut self, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => self.send(&AgentMessage::Rewired),
+            Err(failure) => self.fail(failure),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Whoever carries out what a session's host asks for: the agent's container in a guest, or a warden on the host.
 
-use agent_protocol::message::{ContainerPlan, ProcessPlan, RootPlan, Usage};
+use agent_protocol::message::{ContainerPlan, InterfacePlan, ProcessPlan, RootPlan, Usage};
 use rustix::process::Pid;
 
 use crate::failure::Failure;
@@ -29,6 +29,10 @@ pub trait Ward {
     fn request_power_off(&mut self);
     /// Where tools find the container's files.
     fn place_for_tools(&self) -> Result<tools::Place<'_>, Failure>;
+    /// Brings up an interface, after it came into slot `slot` if there is one.
+    fn connect(&mut self, slot: Option<u8>, interface: &InterfacePlan) -> Result<(), Failure>;
+    /// Lets go of the interface with the hardware address `mac`.
+    fn disconnect(&mut self, mac: [u8; 6]) -> Result<(), Failure>;
     /// What the container's memory is used for.
     fn usage(&self) -> Result<Usage, Failure> {
         usage::read()

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -17,13 +17,11 @@ use rustix::fs::{
     Advice, AtFlags, FallocateFlags, Mode, OFlags, StatxFlags, fadvise, fallocate, fstatfs, openat, statx,
 };
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
-    fsconfig_set_flag, fsmount, fsopen, fspick,
-};
+use rustix::mount::{FsPickFlags, fspick};
 
 use super::extents;
 use crate::container::root::{DISK, UPPER};
+use crate::sysfs::{Sysfs, set};
 
 /// `f_type` of overlays and of ext4 (`linux/magic.h`).
 const OVERLAY: u64 = 0x794c_7630;
@@ -187,23 +185,7 @@ impl Drop for Eager<'_> {
     }
 }
 
-fn set(context: &OwnedFd, option: &str) -> rustix::io::Result<()> {
-    fsconfig_set_flag(context.as_fd(), option)?;
-    fsconfig_reconfigure(context.as_fd())
-}
-
-/// Sets `extent_max_zeroout_kb` through a mount of sysfs that nobody else sees. The container's own one is read-only,
-/// and its superblock with it but for as long as this takes.
+/// Sets `extent_max_zeroout_kb`.
 fn set_limit(device: &str, limit: &[u8]) -> io::Result<()> {
-    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(context.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let superblock = fspick(&mount, "", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC)?;
-    set(&superblock, "rw")?;
-    let path = format!("fs/ext4/{device}/extent_max_zeroout_kb");
-    let written = openat(&mount, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|file| rustix::io::write(&file, limit));
-    set(&superblock, "ro")?;
-    Ok(written.map(drop)?)
+    Sysfs::open()?.write(&format!("fs/ext4/{device}/extent_max_zeroout_kb"), limit)
 }

@@ -4,4 +4,5 @@ pub mod isolation;
 pub mod network;
 pub mod process;
 pub mod resources;
+pub mod signature;
 pub mod volumes;

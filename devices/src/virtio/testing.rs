@@ -116,11 +116,15 @@ impl FakeDriver {
 
     /// The same in guest memory that is there already: for a device restored from a snapshot.
     pub fn with_mem(device: impl VirtioDevice + 'static, mem: GuestRam) -> Self {
+        Self::boxed(Box::new(device), mem)
+    }
+
+    /// The same for a device whose type nobody knows.
+    pub fn boxed(device: Box<dyn VirtioDevice>, mem: GuestRam) -> Self {
         let observed = Arc::new(Observed::default());
         let sizes = device.queue_sizes().to_vec();
         let transport =
-            MmioTransport::new("test", Box::new(device), mem.clone(), Arc::clone(&observed) as Arc<_>)
-                .unwrap();
+            MmioTransport::new("test", device, mem.clone(), Arc::clone(&observed) as Arc<_>).unwrap();
         let queues = queues(&mem, &sizes);
         Self { transport: Arc::new(transport), mem, sizes, queues, observed }
     }

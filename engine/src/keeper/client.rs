@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::protocol::{Reply, Request};
+use super::protocol::{Reply, Request, Wired};
 use crate::container::record::Record;
 use crate::session::link::{Link, LinkError, Received};
 use crate::session::{Outcome, SessionError};
@@ -50,13 +50,29 @@ pub fn ask(record: &Record, request: &Request) -> Result<(), AskError> {
 
 /// The same over a connection that goes on.
 pub fn ask_over(record: &Record, link: &mut Link<Request, Reply>, request: &Request) -> Result<(), AskError> {
+    answer_to(record, link, request, |reply| matches!(reply, Reply::Done).then_some(()))
+}
+
+/// Asks for other networks.
+pub fn rewire(record: &Record, request: &Request) -> Result<Wired, AskError> {
+    answer_to(record, &mut connect(record)?, request, |reply| match reply {
+        Reply::Wired(wired) => Some(wired),
+        _ => None,
+    })
+}
+
+fn answer_to<T>(
+    record: &Record,
+    link: &mut Link<Request, Reply>,
+    request: &Request,
+    mut answer: impl FnMut(Reply) -> Option<T>,
+) -> Result<T, AskError> {
     link.send(request).map_err(broken)?;
     let deadline = Some(Instant::now() + ANSWER_TIMEOUT);
     wait(record, link, deadline, |reply| match reply {
-        Reply::Done => Some(Ok(())),
         Reply::Refused(why) => Some(Err(AskError::Refused { name: record.name.clone(), why })),
         Reply::Ended(_) => Some(Err(AskError::NotRunning(record.name.clone()))),
-        _ => None,
+        reply => answer(reply).map(Ok),
     })?
 }
 

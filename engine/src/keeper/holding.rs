@@ -20,6 +20,9 @@ impl Life<'_> {
         let refused = match self.state {
             _ if self.held => Some("a snapshot of it is being made already"),
             _ if self.is_paused() => Some("it is paused: unpause it first"),
+            _ if self.is_rewired() => Some(
+                "its networks were changed while it ran: restart it first, so that a copy has the same machine",
+            ),
             State::Running => None,
             _ => Some("its process does not run yet, or not any more"),
         };

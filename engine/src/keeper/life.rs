@@ -23,6 +23,7 @@ use super::health::Checker;
 use super::hub::Hub;
 use super::protocol::{Reply, Request};
 use super::waiting::Source;
+use super::wiring::Wiring;
 use crate::container::state::Health;
 use crate::process::VmProcess;
 use crate::process::events::Read;
@@ -94,6 +95,8 @@ pub struct Setup<'a> {
     pub ttl: Option<(Instant, Instant)>,
     /// Finds out how well the container is.
     pub health: Option<Checker>,
+    /// The machine's networks, where they may change while it runs.
+    pub wiring: Option<Wiring<'a>>,
 }
 
 /// How far a life is.
@@ -255,6 +258,8 @@ impl<'a> Life<'a> {
                 return Ok(Some(Outcome::Interrupted { signal: libc::SIGKILL }));
             }
             Request::Hold => self.hold(number)?,
+            Request::Connect(endpoint) => self.connect(number, &endpoint),
+            Request::Disconnect(network) => self.disconnect(number, &network),
             Request::Release => {
                 self.release();
                 self.setup.hub.tell(number, &Reply::Done);
@@ -464,7 +469,10 @@ impl<'a> Life<'a> {
 
 /// Asks the VMM behind `socket` for something.
 pub(super) fn ask_vmm(socket: &Path, request: &control::Request) -> Result<control::Done, String> {
-    control::Client::connect(socket, CONTROL_TIMEOUT)
-        .and_then(|mut client| client.ask(request))
-        .map_err(|error| vmm::text::with_causes(&error))
+    connect_vmm(socket)?.ask(request).map_err(|error| vmm::text::with_causes(&error))
+}
+
+/// A connection to the VMM behind `socket`.
+pub(super) fn connect_vmm(socket: &Path) -> Result<control::Client, String> {
+    control::Client::connect(socket, CONTROL_TIMEOUT).map_err(|error| vmm::text::with_causes(&error))
 }

@@ -108,5 +108,6 @@ fn name(message: &AgentMessage) -> &'static str {
         AgentMessage::Declined => "Declined",
         AgentMessage::Held => "Held",
         AgentMessage::Usage(_) => "Usage",
+        AgentMessage::Rewired => "Rewired",
     }
 }

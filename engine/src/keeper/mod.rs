@@ -20,6 +20,7 @@ pub mod protocol;
 pub mod spawn;
 mod waiting;
 mod warded;
+mod wiring;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use agent_protocol::message::{ContainerPlan, TerminalSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::config::{RestoreConfig, VmConfig};
 
+use self::wiring::Wiring;
 use crate::container::Container;
 use crate::container::id::ContainerId;
 use crate::container::record;
@@ -54,7 +56,8 @@ use crate::session::{Outcome, SessionError};
 use crate::snapshot::Resumption;
 use crate::template::{MakeError, Template, TemplateStore};
 use crate::trace::Trace;
-use crate::volumes::{self, FileServer, VolumeStore};
+use crate::volumes::spec::DiskPlaces;
+use crate::volumes::{self, ClaimedDisk, FileServer, VolumeError, VolumeStore};
 use health::Checker;
 use hub::{Farewell, Hub};
 use life::{Agent, Change, Life, Setup};
@@ -235,11 +238,13 @@ impl Keeper<'_> {
         template: Option<&Template>,
         copy: Option<&Resumption>,
     ) -> Result<Outcome, RunError> {
-        let attachment = self.attach()?;
+        let mut attachment = self.attach()?;
         self.note_network(&attachment);
         self.trace.end("network");
         let mut config = machine.config(&self.container, &self.spec.plan, Some(&attachment), template);
         Machine::limit(&mut config, &self.spec.resources.rates);
+        let volumes = self.claim_disks()?;
+        let disks = Machine::add_volumes(&mut config, &volumes);
         if let Some(copy) = copy {
             config.restore = Some(RestoreConfig::full(copy.machine()));
         }
@@ -270,7 +275,8 @@ impl Keeper<'_> {
             cgroup.iter().try_for_each(|cgroup| cgroup.add(process))?;
         }
         files.iter_mut().for_each(FileServer::handed_over);
-        self.live_with(vm, (&config, agent), &attachment, copy.is_some())
+        attachment.handed_over();
+        self.live_with(vm, (&config, agent), &mut attachment, &disks, copy.is_some())
     }
 
     /// A run in what was just started, to its end.
@@ -278,13 +284,14 @@ impl Keeper<'_> {
         &mut self,
         vm: VmProcess,
         (config, agent): (&VmConfig, Agent),
-        attachment: &Attachment,
+        attachment: &mut Attachment,
+        disks: &DiskPlaces,
         adopts: bool,
     ) -> Result<Outcome, RunError> {
         let vsock = self.container.vsock();
-        let mounts = volumes::spec::plan(&self.spec.mounts);
+        let mounts = volumes::spec::plan(&self.spec.mounts, &VolumeStore::new(self.dirs), disks);
         self.state.vmm = Some(vm.id());
-        let network = attachment.plan();
+        let network = attachment.plan().clone();
         let make_plan = |size: Option<TerminalSize>| {
             let mut plan = self.spec.plan.clone();
             size.into_iter().for_each(|size| plan.resize(size));
@@ -312,6 +319,17 @@ impl Keeper<'_> {
             changed: &mut changed,
             ttl: lifetime.ttl.and_then(rented),
             health: checker,
+            wiring: (self.spec.isolation == Isolation::Vm).then(|| Wiring {
+                attachment,
+                request: network::Request {
+                    id: &self.spec.id,
+                    name: &self.name,
+                    hostname: self.spec.plan.hostname(),
+                    spec: &self.spec.network,
+                },
+                limits: self.spec.resources.rates.interface(),
+                changed: false,
+            }),
         };
         Ok(Life::new(setup, vm).run()?)
     }
@@ -322,6 +340,15 @@ impl Keeper<'_> {
         store.ensure(&self.spec.mounts, true)?;
         store.fill(&self.spec.mounts, &self.container.data().join(&self.spec.rootfs))?;
         Ok(volumes::spec::shares(&self.spec.mounts, &store))
+    }
+
+    /// Its volumes that are disks, for as long as the machine runs.
+    fn claim_disks(&self) -> Result<Vec<ClaimedDisk>, RunError> {
+        let claimed = VolumeStore::new(self.dirs).claim_disks(&self.spec.mounts)?;
+        match claimed.len() {
+            count if count > volumes::MAX_DISKS => Err(VolumeError::TooManyDisks { count }.into()),
+            _ => Ok(claimed),
+        }
     }
 
     /// Makes its volumes and starts what serves them and the host's directories, if it has any.
@@ -344,10 +371,11 @@ impl Keeper<'_> {
         Ok(Some(FileServer::spawn(&shares::Plan { place, shares }, &self.container.shares_log(), lost)?))
     }
 
-    /// Takes the limits as they are now: an update may have changed them. A machine that boots may have another size.
+    /// Takes limits and networks as they are now: they may have been changed. A machine that boots may have another size.
     fn renew(&mut self, boots: bool) -> Result<(), RunError> {
         let (_, spec, _) = record::load(&self.container)?;
         self.spec.resources = spec.resources;
+        self.spec.network = spec.network;
         if let Some(memory_mib) = spec.machine.next_memory_mib.filter(|_| boots) {
             self.spec.machine.memory_mib = memory_mib;
             self.spec.machine.next_memory_mib = None;
@@ -438,7 +466,12 @@ impl Keeper<'_> {
                         self.state.stopped = true;
                         return true;
                     }
-                    Request::Pause | Request::Unpause | Request::Hold | Request::Release => {
+                    Request::Pause
+                    | Request::Unpause
+                    | Request::Hold
+                    | Request::Release
+                    | Request::Connect(_)
+                    | Request::Disconnect(_) => {
                         self.hub.tell(number, &Reply::Refused("it is being started again".to_owned()));
                     }
                     Request::Process(_) | Request::Attach { .. } => {}

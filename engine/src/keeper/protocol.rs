@@ -2,11 +2,12 @@
 //! sides must come from the same lighter.
 //!
 //! A client says what it wants in any order; a keeper answers `Done` or `Refused` to `Pause`, `Unpause`,
-//! `Hold` and `Release`, and `Ended` to whoever is there when the container's process ends.
+//! `Hold` and `Release`, `Wired` or `Refused` to `Connect` and `Disconnect`, and `Ended` to whoever is there when the container's process ends.
 
-use agent_protocol::message::{HostMessage, TerminalSize};
+use agent_protocol::message::{HostMessage, InterfacePlan, TerminalSize};
 use serde::{Deserialize, Serialize};
 
+use crate::network::spec::Endpoint;
 use crate::session::Outcome;
 
 /// A client's wish.
@@ -37,6 +38,10 @@ pub enum Request {
     /// Let a snapshot be made: the process's output waits in the guest until this client says `Release` or hangs up.
     /// `Done` once nothing is on its way any more.
     Hold,
+    /// Put the machine into one more network. Answered with `Wired`.
+    Connect(Endpoint),
+    /// Take it out of a network, after its guest has let go of the interface. Answered with `Wired`.
+    Disconnect(String),
     /// The snapshot is made: a machine that stands still goes on. Answered with `Done`.
     Release,
 }
@@ -63,8 +68,19 @@ pub enum Reply {
     },
     /// The wish was fulfilled.
     Done,
+    /// The machine's networks are as wanted.
+    Wired(Wired),
     /// It was not.
     Refused(String),
     /// The container's process ended, or never ran. The last word.
     Ended(Outcome),
+}
+
+/// What the guest has to do after a change of its machine's networks.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Wired {
+    /// Look at this virtio slot, where an interface has come.
+    pub slot: Option<u8>,
+    /// Bring this interface up: the new one, or one that leads out from now on.
+    pub interface: Option<InterfacePlan>,
 }

@@ -157,6 +157,7 @@ fn session_to(
             changed: &mut |_| (),
             ttl: None,
             health: None,
+            wiring: None,
         };
         let result = Life::new(setup, vm).run();
         let outcome = match &result {

@@ -6,12 +6,13 @@ use crate::error::RunError;
 use crate::isolation;
 use crate::process::VmProcess;
 use crate::session::Outcome;
+use crate::volumes::spec::DiskPlaces;
 
 impl Keeper<'_> {
     /// One start and run.
     pub(super) fn live_warded(&mut self) -> Result<Outcome, RunError> {
         self.renew(true)?;
-        let attachment = self.attach()?;
+        let mut attachment = self.attach()?;
         self.note_network(&attachment);
         self.trace.end("network");
         for socket in [self.container.vsock(), self.container.control()] {
@@ -23,8 +24,13 @@ impl Keeper<'_> {
         let warden = VmProcess::spawn_warden(&config, attachment.namespace(), &self.container.vmm_log())?;
         self.container.record_vmm(warden.id())?;
         let agent = Agent::Listens(self.container.vsock());
-        let outcome =
-            self.live_with(warden, (&isolation::no_machine(&self.container), agent), &attachment, false);
+        let outcome = self.live_with(
+            warden,
+            (&isolation::no_machine(&self.container), agent),
+            &mut attachment,
+            &DiskPlaces::default(),
+            false,
+        );
         // Whatever a warden that was killed has left.
         warden::cgroup::sweep(self.spec.id.as_str());
         outcome

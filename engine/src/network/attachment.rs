@@ -11,7 +11,7 @@ use super::bridge::{Bridge, Lease, mac_of};
 use super::claim::{self, Claim};
 use super::guest::{Egress, Guest};
 use super::port::{MAX_PUBLISHED, Publish, Published, Transport};
-use super::services::{Denial, Services, Settings as ServiceSettings, Target, denials};
+use super::services::{Denial, Places, Services, Settings as ServiceSettings, Target, denials};
 use super::spec::{Endpoint, MAX_NETWORKS, Mac, NetworkMode, NetworkSpec};
 use super::user::Passt;
 use super::veth::Namespace;
@@ -60,11 +60,26 @@ pub struct Attachment {
     passt: Option<Passt>,
     /// Where the guest's ends of its interfaces are, if it is no VM.
     namespace: Option<Namespace>,
+    /// What limits its way out.
+    egress: Option<Egress>,
+}
+
+/// A network that a running machine has joined.
+#[derive(Debug)]
+pub struct Joined {
+    /// What the VMM calls the new interface.
+    pub device: String,
+    /// Its TAP.
+    pub tap: OwnedFd,
+    /// What the guest must know.
+    pub plan: InterfacePlan,
 }
 
 /// A place in one bridge.
 #[derive(Debug)]
 struct Place {
+    /// Number of its interface.
+    index: usize,
     bridge: Bridge,
     guest: Guest,
     lease: Option<Lease>,
@@ -100,6 +115,7 @@ impl Networks {
             dns: spec.dns.clone(),
             passt: None,
             namespace,
+            egress: None,
         };
         match &spec.mode {
             NetworkMode::Auto | NetworkMode::None => {}
@@ -114,6 +130,11 @@ impl Attachment {
     /// The machine's interfaces, `eth0` first, for it to inherit.
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces
+    }
+
+    /// The machine has them.
+    pub fn handed_over(&mut self) {
+        self.interfaces.clear();
     }
 
     /// The network namespace with the interfaces of a container that is no VM.
@@ -152,13 +173,89 @@ impl Attachment {
             },
             vsock: self.plan.resolver.then(|| vsock.to_owned()),
             servers: resolver::servers(&self.dns.servers),
-            places: self.places.iter().map(|place| (place.bridge.clone(), place.guest.clone())).collect(),
+            places: self.places_served(),
             denials: self.denials.take(),
             on_denied,
         };
         self.services =
             Some(Services::start(settings).map_err(host("serve the container's ports and names"))?);
         Ok(())
+    }
+
+    /// Puts a running machine into one more network.
+    pub fn join(&mut self, request: &Request<'_>, endpoint: &Endpoint) -> Result<Joined, NetworkError> {
+        let why = match (&self.services, &self.namespace, &self.passt) {
+            (_, Some(_), _) => Some("without a VM the interfaces stay as they are while it runs"),
+            (_, _, Some(_)) => Some("it is in the user-mode network, which is alone"),
+            (None, ..) => Some("it was started without a network"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(NetworkError::Fixed { why });
+        }
+        if self.places.iter().any(|place| place.bridge.settings.network == endpoint.network) {
+            return Err(NetworkError::Fixed { why: "it is in that network already" });
+        }
+        let free = |index: &usize| self.places.iter().all(|place| place.index != *index);
+        let index = (0..MAX_NETWORKS).find(free);
+        let index = index.ok_or(NetworkError::Fixed { why: "it is in as many networks as are possible" })?;
+        let networks = self.networks.clone();
+        let _lock = networks.lock()?;
+        let before = self.places.len();
+        if let Err(error) = self.plug_in(request, index, endpoint) {
+            self.leave_from(before);
+            return Err(error);
+        }
+        self.tell_places();
+        let device = device_name(index);
+        match (self.interfaces.pop(), self.plan.interfaces.last()) {
+            (Some(interface), Some(plan)) => Ok(Joined { device, tap: interface.fd, plan: plan.clone() }),
+            _ => Err(NetworkError::Fixed { why: "it has no machine" }),
+        }
+    }
+
+    /// What the VMM calls the interface in `network`, which a running machine may leave.
+    pub fn device_in(&self, network: &str) -> Result<String, NetworkError> {
+        let place = &self.places[self.position(network)?];
+        if !place.guest.ports.is_empty() {
+            return Err(NetworkError::Fixed { why: "its published ports lead through that network" });
+        }
+        Ok(device_name(place.index))
+    }
+
+    /// Takes a running machine, whose interface is gone, out of a network. Gives the interface that leads out of the host
+    /// from now on, if that is another one.
+    pub fn part(&mut self, network: &str) -> Result<Option<InterfacePlan>, NetworkError> {
+        let position = self.position(network)?;
+        let networks = self.networks.clone();
+        let _lock = networks.lock()?;
+        let mut place = self.places.remove(position);
+        if let Some(lease) = place.lease.take() {
+            place.bridge.leave(lease);
+        }
+        self.networks.remove_unused();
+        let led_out = self.plan.interfaces.remove(position).gateway_v4.is_some();
+        self.tell_places();
+        let heir = self.places.iter().position(|place| !place.bridge.settings.internal).filter(|_| led_out);
+        Ok(heir.map(|position| {
+            let (bridge, plan) = (&self.places[position].bridge, &mut self.plan.interfaces[position]);
+            plan.gateway_v4 = Some(bridge.settings.gateway);
+            plan.gateway_v6 = bridge.gateway6().map(|(address, _)| address);
+            plan.clone()
+        }))
+    }
+
+    fn position(&self, network: &str) -> Result<usize, NetworkError> {
+        let position = self.places.iter().position(|place| place.bridge.settings.network == network);
+        position.ok_or_else(|| NetworkError::NotConnected { network: network.to_owned() })
+    }
+
+    fn places_served(&self) -> Places {
+        self.places.iter().map(|place| (place.bridge.clone(), place.guest.clone())).collect()
+    }
+
+    fn tell_places(&self) {
+        self.services.iter().for_each(|services| services.set_places(self.places_served()));
     }
 
     fn on_bridges(&mut self, request: &Request<'_>, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
@@ -169,7 +266,7 @@ impl Attachment {
         // Nothing was made yet that would have to be removed.
         self.claims = claim::claim_all(&ports(request))?;
         self.published = self.claims.iter().map(|claim| claim.published).collect();
-        let egress = match &request.spec.egress {
+        self.egress = match &request.spec.egress {
             None => None,
             Some(rules) => {
                 let listener = denials::Listener::open().map_err(host("listen for denied packets"))?;
@@ -180,7 +277,7 @@ impl Attachment {
         };
         let _lock = self.networks.lock()?;
         for (index, endpoint) in endpoints.iter().take(MAX_NETWORKS).enumerate() {
-            let plugged = self.plug_in(request, index, endpoint, egress.clone());
+            let plugged = self.plug_in(request, index, endpoint);
             if let Err(error) = plugged {
                 self.leave();
                 return Err(error);
@@ -199,7 +296,6 @@ impl Attachment {
         request: &Request<'_>,
         index: usize,
         endpoint: &Endpoint,
-        egress: Option<Egress>,
     ) -> Result<(), NetworkError> {
         let bridge = self.networks.bring_up(&endpoint.network)?;
         let lease = bridge.lease(endpoint)?;
@@ -218,7 +314,7 @@ impl Attachment {
             ipv6: settings.subnet6.map(|subnet| subnet.host(lease.number)),
             // One network is enough to be found by the host.
             ports: if index == 0 { self.published.clone() } else { Vec::new() },
-            egress,
+            egress: self.egress.clone(),
         };
         let leads_out =
             !settings.internal && self.plan.interfaces.iter().all(|other| other.gateway_v4.is_none());
@@ -238,7 +334,7 @@ impl Attachment {
             }
         };
         // Also where it failed half-way: leaving removes what is there.
-        self.places.push(Place { bridge, guest, lease: Some(lease) });
+        self.places.push(Place { index, bridge, guest, lease: Some(lease) });
         self.interfaces.extend(tap?.map(|tap| Interface::tap(tap, mac)));
         Ok(())
     }
@@ -282,8 +378,14 @@ impl Attachment {
 
     /// The lock is held.
     fn leave(&mut self) {
+        self.leave_from(0);
+    }
+
+    /// Leaves the networks from the `first` on. The lock is held.
+    fn leave_from(&mut self, first: usize) {
         self.interfaces.clear();
-        for place in self.places.iter_mut() {
+        self.plan.interfaces.truncate(first);
+        for mut place in self.places.drain(first..) {
             if self.namespace.is_some() {
                 // Gone with the namespace anyway, but maybe a moment too late.
                 let _ = links::remove(&place.guest.tap);
@@ -292,7 +394,6 @@ impl Attachment {
                 place.bridge.leave(lease);
             }
         }
-        self.places.clear();
         self.networks.remove_unused();
     }
 }
@@ -333,6 +434,11 @@ impl Interface {
             service: None,
         }
     }
+}
+
+/// The name of interface `index` in the machine.
+fn device_name(index: usize) -> String {
+    format!("eth{index}")
 }
 
 /// What the user said about names counts without a network too, as in Docker.

@@ -131,6 +131,18 @@ pub enum NetworkError {
         /// What to do.
         fix: &'static str,
     },
+    /// What a running container cannot change about its networks.
+    #[error("{why}: stop the container first, then change its networks, then start it")]
+    Fixed {
+        /// Why.
+        why: &'static str,
+    },
+    /// It is not in that network.
+    #[error("the container is not in network {network}")]
+    NotConnected {
+        /// The network.
+        network: String,
+    },
     /// The host refused something.
     #[error("cannot {action}")]
     Host {

@@ -18,7 +18,8 @@ use crate::process::Program;
 use crate::resources::rates::{DISKS, DeviceRates};
 use crate::run::warm::Level;
 use crate::template::{Ingredients, Template, copy_sparse};
-use crate::volumes::MountSpec;
+use crate::volumes::spec::DiskPlaces;
+use crate::volumes::{ClaimedDisk, VolumeStore};
 use crate::{carried, kernel};
 
 /// Context ID of every guest: each VM has a vsock device of its own, so they need not differ.
@@ -29,6 +30,9 @@ pub const AGENT_DISK: &str = "agent.erofs";
 
 /// The kernel's root is the agent's disk.
 const ROOT_ARGUMENTS: &str = "root=/dev/vda ro rootfstype=erofs init=/init";
+
+/// Virtio slots for volumes that are disks, and for networks that a running container joins.
+const SPARE_SLOTS: u8 = 6;
 
 /// What a machine is made of before it belongs to a container.
 pub struct Machine {
@@ -74,7 +78,7 @@ impl Machine {
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
             interfaces: spec.network.interfaces(),
             reclaims: options.memory_reclaim,
-            shares: spec.mounts.iter().any(MountSpec::is_share),
+            shares: spec.mounts.iter().any(|mount| mount.is_share(&VolumeStore::new(dirs))),
             sandboxed: !options.no_sandbox,
         })
     }
@@ -138,7 +142,7 @@ impl Machine {
         attachment: Option<&Attachment>,
         template: Option<&Template>,
     ) -> VmConfig {
-        VmConfig {
+        let mut config = VmConfig {
             vcpus: self.vcpus,
             mem_size_mib: self.mem_size_mib,
             kernel: self.kernel.clone(),
@@ -155,7 +159,10 @@ impl Machine {
             console_log: Some(container.console_log()),
             restore: template.map(|template| RestoreConfig::full(template.snapshot())),
             control: Some(container.control()),
-        }
+        };
+        let left = VmConfig::MAX_SLOTS.saturating_sub(config.fixed_slots());
+        config.spare_slots = SPARE_SLOTS.min(u8::try_from(left).unwrap_or(u8::MAX));
+        config
     }
 
     /// Sets what the devices of `config` may carry.
@@ -167,6 +174,26 @@ impl Machine {
         for interface in &mut config.net {
             interface.limits = rates.interface();
         }
+    }
+
+    /// Gives the machine of `config` the volumes that are disks, and says where its guest finds them.
+    pub fn add_volumes(config: &mut VmConfig, volumes: &[ClaimedDisk]) -> DiskPlaces {
+        let (first_disk, first_slot) = (config.disks.len(), config.fixed_slots());
+        config.plugged.disks = volumes
+            .iter()
+            .map(|volume| DiskConfig {
+                path: volume.path.clone(),
+                read_only: volume.read_only,
+                serial: "volume".to_owned(),
+                engine: BlockEngine::default(),
+                limits: Default::default(),
+            })
+            .collect();
+        let place = |number: usize| {
+            let name = vmm::config::disk_name(first_disk + number);
+            (format!("/dev/{name}"), u8::try_from(first_slot + number).unwrap_or(u8::MAX))
+        };
+        DiskPlaces((0..volumes.len()).map(place).collect())
     }
 
     /// Empties the drives of `config` that will have a medium of their own in every container.

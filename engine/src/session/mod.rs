@@ -8,6 +8,7 @@ pub mod link;
 pub mod outcome;
 mod output;
 pub mod peer;
+pub mod question;
 pub mod signals;
 mod stdin;
 pub mod terminal;

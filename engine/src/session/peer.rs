@@ -108,7 +108,7 @@ fn of_keeper(reply: Reply) -> Option<Said> {
         Reply::Notice(text) | Reply::Refused(text) => Said::Notice(text),
         Reply::Phases { ends, cpu_ns } => Said::Phases(ends, cpu_ns),
         Reply::Ended(outcome) => Said::Ended(outcome),
-        Reply::Done => return None,
+        Reply::Done | Reply::Wired(_) => return None,
     })
 }
 
@@ -123,6 +123,7 @@ fn of_agent(message: AgentMessage) -> Result<Option<Said>, SessionError> {
         AgentMessage::Prepared
         | AgentMessage::Held
         | AgentMessage::Usage(_)
+        | AgentMessage::Rewired
         | AgentMessage::Pieces(_)
         | AgentMessage::Declined => {
             return Err(SessionError::Protocol("said what nobody asked".to_owned()));

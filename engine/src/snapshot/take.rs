@@ -31,7 +31,7 @@ pub struct Taken {
 /// this process ends.
 pub fn take(record: &Record, draft: &Draft) -> Result<Taken, SnapshotError> {
     vm_only(&record.spec, &record.name, "a snapshot")?;
-    if record.spec.mounts.iter().any(MountSpec::is_share) {
+    if record.spec.mounts.iter().any(MountSpec::is_outside) {
         return Err(SnapshotError::Shares(record.name.clone()));
     }
     let directory = draft.directory();

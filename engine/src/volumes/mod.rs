@@ -17,7 +17,10 @@ use std::path::PathBuf;
 pub use resolve::{LONGEST_LIST, of_image, random_name, resolve};
 pub use server::{FileServer, VERB, serve};
 pub use spec::{MountKind, MountSpec};
-pub use store::{Volume, VolumeStore};
+pub use store::{ClaimedDisk, Volume, VolumeStore};
+
+/// Volumes of one container that may be disks.
+pub const MAX_DISKS: usize = 4;
 
 /// Why there is no volume, or no mount.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,35 @@ pub enum VolumeError {
         name: String,
         /// Names of containers.
         containers: String,
+    },
+    /// A directory where a disk is wanted, or the other way round.
+    #[error("there is a volume {name:?} already, and it is no disk: choose another name, or remove it first")]
+    OtherKind {
+        /// The volume.
+        name: String,
+    },
+    /// Two machines must not write to one file system.
+    #[error(
+        "volume {name:?} is a disk, which one container at a time can have, and another one runs with it: stop that one \
+         first, or use a volume that is a directory"
+    )]
+    DiskInUse {
+        /// The volume.
+        name: String,
+    },
+    /// It could not be made.
+    #[error("cannot make the disk of volume {name:?}")]
+    Disk {
+        /// The volume.
+        name: String,
+        /// Why.
+        source: images::ext4::Ext4Error,
+    },
+    /// More disks than slots.
+    #[error("{count} volumes are disks: a container takes at most {MAX_DISKS}")]
+    TooManyDisks {
+        /// Number of them.
+        count: usize,
     },
     /// A file of the volumes.
     #[error("cannot {action} {}", path.display())]

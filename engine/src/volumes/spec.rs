@@ -51,34 +51,51 @@ pub enum MountKind {
 }
 
 impl MountSpec {
-    /// Another process has to serve it.
-    pub fn is_share(&self) -> bool {
+    /// What is in it is not the machine's own.
+    pub fn is_outside(&self) -> bool {
         !matches!(self.kind, MountKind::Tmpfs { .. })
+    }
+
+    /// Another process has to serve it.
+    pub fn is_share(&self, store: &VolumeStore) -> bool {
+        self.source(store).is_some()
+    }
+
+    /// What is served of the host.
+    fn source(&self, store: &VolumeStore) -> Option<PathBuf> {
+        match &self.kind {
+            MountKind::Bind { source } => Some(source.clone()),
+            MountKind::Volume { name, .. } if store.disk(name).is_none() => Some(store.content(name)),
+            MountKind::Volume { .. } | MountKind::Tmpfs { .. } => None,
+        }
     }
 }
 
+/// Where the guest finds the volumes that are disks, in their order.
+#[derive(Clone, Debug, Default)]
+pub struct DiskPlaces(pub Vec<(String, u8)>);
+
 /// What the file server serves for `mounts`: one share for each that needs one, in their order.
 pub fn shares(mounts: &[MountSpec], store: &VolumeStore) -> Vec<Share> {
-    let source = |mount: &MountSpec| match &mount.kind {
-        MountKind::Bind { source } => Some(source.clone()),
-        MountKind::Volume { name, .. } => Some(store.content(name)),
-        MountKind::Tmpfs { .. } => None,
-    };
-    let share = |mount: &MountSpec| Some(Share { source: source(mount)?, read_only: mount.read_only });
+    let share = |mount: &MountSpec| Some(Share { source: mount.source(store)?, read_only: mount.read_only });
     mounts.iter().filter_map(share).collect()
 }
 
 /// What the agent mounts. Outer places come before inner ones.
-pub fn plan(mounts: &[MountSpec]) -> Vec<MountPlan> {
-    let mut number = 0;
+pub fn plan(mounts: &[MountSpec], store: &VolumeStore, disks: &DiskPlaces) -> Vec<MountPlan> {
+    let (mut number, mut disks) = (0, disks.0.iter());
     let mut plans: Vec<MountPlan> = mounts
         .iter()
         .map(|mount| {
             let source = match &mount.kind {
                 MountKind::Tmpfs { flags, data } => MountSource::Tmpfs { flags: *flags, data: data.clone() },
-                MountKind::Bind { .. } | MountKind::Volume { .. } => {
+                _ if mount.is_share(store) => {
                     number += 1;
                     MountSource::Share(number - 1)
+                }
+                MountKind::Bind { .. } | MountKind::Volume { .. } => {
+                    let (device, slot) = disks.next().cloned().unwrap_or_default();
+                    MountSource::Disk { device, slot }
                 }
             };
             MountPlan { target: mount.target.clone(), read_only: mount.read_only, source }
@@ -103,7 +120,7 @@ mod tests {
             mount(MountKind::Tmpfs { flags: 0, data: String::new() }, "/a/b"),
             mount(MountKind::Volume { name: "v1".into(), anonymous: false, copy: true }, "/a"),
         ];
-        let plans = plan(&mounts);
+        let plans = plan(&mounts, &store, &DiskPlaces::default());
         let targets: Vec<&str> = plans.iter().map(|plan| plan.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
         assert_eq!(plans[2].source, MountSource::Share(0));

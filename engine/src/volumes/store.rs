@@ -1,10 +1,12 @@
-//! Named volumes: `volumes/NAME/{volume.json,_data/}` in the data directory. None goes but by the user's word.
+//! Named volumes: `volumes/NAME/{volume.json,_data/}`, or `disk.ext4` for a disk, in the data directory. None goes but by the user's word.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use images::ext4::DEFAULT_SIZE;
 
 use super::{MountKind, MountSpec, VolumeError};
 use crate::container::record;
@@ -18,6 +20,8 @@ pub const SCHEMA: &str = "lighter.volume.v1";
 const MAX_FILE: u64 = 1 << 20;
 const FILE: &str = "volume.json";
 const CONTENT: &str = "_data";
+const DISK: &str = "disk.ext4";
+const DISK_LOCK: &str = ".in-use";
 
 /// One volume.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -34,6 +38,19 @@ pub struct Volume {
     /// It was made for one container and has no name that anybody chose.
     #[serde(default)]
     pub anonymous: bool,
+    /// It is a disk of so many bytes; otherwise a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+}
+
+/// A volume that is a disk, for the one machine that has it.
+#[derive(Debug)]
+pub struct ClaimedDisk {
+    /// The disk's image.
+    pub path: PathBuf,
+    /// Nobody writes to it.
+    pub read_only: bool,
+    _lock: Lock,
 }
 
 /// The volumes of an installation.
@@ -50,6 +67,47 @@ impl VolumeStore {
     /// Where the files of the volume `name` are.
     pub fn content(&self, name: &str) -> PathBuf {
         self.place(name).join(CONTENT)
+    }
+
+    /// The file of the volume `name`, if it is a disk.
+    pub fn disk(&self, name: &str) -> Option<PathBuf> {
+        Some(self.place(name).join(DISK)).filter(|path| path.exists())
+    }
+
+    /// Makes the volume `name`, a disk of `size` bytes, unless it is there; true if it was made.
+    pub fn create_disk(
+        &self,
+        name: &str,
+        labels: BTreeMap<String, String>,
+        size: u64,
+    ) -> Result<bool, VolumeError> {
+        check_name(name)?;
+        let _lock = self.lock()?;
+        match self.read(name) {
+            Some(there) if there.disk.is_some() => return Ok(false),
+            Some(_) => return Err(VolumeError::OtherKind { name: name.to_owned() }),
+            None => {}
+        }
+        let path = self.place(name).join(DISK);
+        std::fs::create_dir_all(self.place(name)).map_err(file("make", &path))?;
+        // Left by a crash before anything was written down.
+        let _ = std::fs::remove_file(&path);
+        images::ext4::create_writable_layer(&path, size)
+            .map_err(|source| VolumeError::Disk { name: name.to_owned(), source })?;
+        self.describe(name, labels, false, Some(size))
+    }
+
+    /// The disks among `mounts`, in their order, each this process's alone until the claims are dropped.
+    pub fn claim_disks(&self, mounts: &[MountSpec]) -> Result<Vec<ClaimedDisk>, VolumeError> {
+        let mut claimed = Vec::new();
+        for mount in mounts {
+            let MountKind::Volume { name, .. } = &mount.kind else { continue };
+            let Some(path) = self.disk(name) else { continue };
+            let lock = Lock::try_acquire(&self.place(name).join(DISK_LOCK)).map_err(file("lock", &path))?;
+            let lock = lock.ok_or_else(|| VolumeError::DiskInUse { name: name.clone() })?;
+            claimed.push(ClaimedDisk { path, read_only: mount.read_only, _lock: lock });
+        }
+        Ok(claimed)
     }
 
     /// There is nothing in it, or it is not there.
@@ -73,7 +131,7 @@ impl VolumeStore {
     pub fn ensure(&self, mounts: &[MountSpec], anonymous: bool) -> Result<(), VolumeError> {
         for mount in mounts {
             match &mount.kind {
-                MountKind::Volume { name, anonymous: false, .. } => {
+                MountKind::Volume { name, anonymous: false, .. } if self.disk(name).is_none() => {
                     self.create(name, BTreeMap::new(), false)?;
                 }
                 MountKind::Volume { name, anonymous: true, .. } if anonymous => {
@@ -90,6 +148,9 @@ impl VolumeStore {
     pub fn fill(&self, mounts: &[MountSpec], image: &Path) -> Result<(), VolumeError> {
         for mount in mounts {
             let MountKind::Volume { name, copy: true, .. } = &mount.kind else { continue };
+            if self.disk(name).is_some() {
+                continue;
+            }
             let _lock = self.lock()?;
             if self.is_empty(name) {
                 let content = self.content(name);
@@ -167,9 +228,20 @@ impl VolumeStore {
         if there {
             return Ok(false);
         }
-        let volume =
-            Volume { schema: SCHEMA.into(), name: name.into(), created_ns: now_ns(), labels, anonymous };
-        let path = place.join(FILE);
+        self.describe(name, labels, anonymous, None)
+    }
+
+    /// Writes the volume down, with which it exists.
+    fn describe(
+        &self,
+        name: &str,
+        labels: BTreeMap<String, String>,
+        anonymous: bool,
+        disk: Option<u64>,
+    ) -> Result<bool, VolumeError> {
+        let (schema, name, created_ns) = (SCHEMA.to_owned(), name.to_owned(), now_ns());
+        let path = self.place(&name).join(FILE);
+        let volume = Volume { schema, name, created_ns, labels, anonymous, disk };
         record::write_json(&path, &volume).map_err(file("write", &path))?;
         Ok(true)
     }

@@ -174,7 +174,13 @@ impl Store {
         self.blobs.write(&digest, &manifest)?;
         let name = name.map_or_else(|| nameless(&config_digest), Reference::to_string);
         let pulled_at = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = Record { manifest: digest.clone(), platform: draft.platform, pulled_at, remote: digest };
+        let record = Record {
+            manifest: digest.clone(),
+            platform: draft.platform,
+            pulled_at,
+            remote: digest,
+            signed_by: None,
+        };
         self.refs.update(|names| {
             names.images.insert(name.clone(), record.clone());
             Ok(())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::manifest::ManifestError;
 use crate::registry::RegistryError;
 use crate::retry::Retryable;
+use crate::signature::SignatureError;
 use crate::store::StoreError;
 
 /// A failed pull.
@@ -52,6 +53,14 @@ pub enum PullError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// It is not signed as it must be.
+    #[error("image {image} is refused, because of --verify-key")]
+    Signature {
+        /// The image.
+        image: String,
+        /// Why.
+        source: SignatureError,
     },
     /// Another layer failed first; never the error that is reported.
     #[error("given up because another layer failed")]

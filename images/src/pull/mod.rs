@@ -33,6 +33,7 @@ use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{Access, Client, RegistryOptions};
 use crate::retry::retried;
+use crate::signature::{self, PublicKey, SignatureError};
 use crate::source::ImageSource;
 use crate::store::{Lease, Record, Store, StoreError};
 
@@ -72,6 +73,8 @@ pub struct PullOptions {
     pub registry: RegistryOptions,
     /// How many layers at once.
     pub parallel: usize,
+    /// Only what this key has signed.
+    pub signed_by: Option<PublicKey>,
 }
 
 impl Default for PullOptions {
@@ -81,6 +84,7 @@ impl Default for PullOptions {
             platform: Platform::host(),
             registry: RegistryOptions::default(),
             parallel: 3,
+            signed_by: None,
         }
     }
 }
@@ -106,14 +110,20 @@ impl Store {
         let source = source.clone().absolute();
         let name = source.to_string();
         let lease = self.lease()?;
+        let unsigned = |source| Err(PullError::Signature { image: name.clone(), source });
+        if options.signed_by.is_some() && source.path().is_some() {
+            return unsigned(SignatureError::NoRegistry);
+        }
         if let ImageSource::Dir(path) = &source {
             return directory(&name, path, lease);
         }
         let stored = self.stored(&name, options, &lease)?;
+        let is_checked = stored.is_none() || self.is_signed(&name, options)?;
         match (stored, options.policy) {
+            (Some(_), PullPolicy::Never) if !is_checked => unsigned(SignatureError::NotChecked),
             (Some(image), PullPolicy::Never) => Ok(image),
             (None, PullPolicy::Never) => Err(PullError::NotPresent { image: name }),
-            (Some(image), PullPolicy::Missing) if source.path().is_none() => Ok(image),
+            (Some(image), PullPolicy::Missing) if source.path().is_none() && is_checked => Ok(image),
             (stored, _) => fetch(self, &source, options, progress, &lease, stored),
         }
     }
@@ -128,6 +138,13 @@ impl Store {
         }
         // What is damaged is pulled again.
         Ok(self.load(name, record, lease.clone()).ok())
+    }
+
+    /// Whether the signature that is asked for was checked when the image came.
+    fn is_signed(&self, name: &str, options: &PullOptions) -> Result<bool, StoreError> {
+        let Some(key) = &options.signed_by else { return Ok(true) };
+        let names = self.refs.load()?;
+        Ok(names.images.get(name).is_some_and(|record| record.signed_by == Some(key.fingerprint())))
     }
 
     /// Fetches the blobs of `resolved` from `origin` and writes the name.
@@ -169,7 +186,10 @@ impl Store {
         Transfer { progress, ..transfer }.all(&manifest.layers)?;
         self.blobs.write(&digest, &bytes)?;
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = Record { manifest: digest, platform: platform.to_string(), pulled_at, remote };
+        // Whoever asks for a signature has checked it by now.
+        let signed_by = options.signed_by.as_ref().map(PublicKey::fingerprint);
+        let record =
+            Record { manifest: digest, platform: platform.to_string(), pulled_at, remote, signed_by };
         self.refs.update(|names| {
             names.images.insert(name.to_owned(), record.clone());
             Ok(())
@@ -233,11 +253,17 @@ fn from_registry(
     if let Some(image) = stored {
         // Asking for the digest alone does not count against limits on pulls.
         let known = store.refs.load()?.images.get(job.name).map(|record| record.remote.clone());
-        if known.is_some() && remote.current()? == known {
+        let is_checked = store.is_signed(job.name, options)?;
+        if known.is_some() && is_checked && remote.current()? == known {
             return Ok(image);
         }
     }
     let resolved = remote.resolve()?;
+    if let Some(key) = &options.signed_by {
+        let image = || job.name.to_owned();
+        let refused = |source| PullError::Signature { image: image(), source };
+        signature::check(&client, &resolved.remote, key).map_err(refused)?;
+    }
     store.take(job, resolved, &client, lease)
 }
 

@@ -29,6 +29,9 @@ pub(crate) struct Record {
     pub pulled_at: u64,
     /// What the registry calls this version: the index, if there is one.
     pub remote: Digest,
+    /// The key whose signature of `remote` was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<Digest>,
 }
 
 /// All names of the store.
@@ -100,7 +103,13 @@ mod tests {
 
     fn record(content: &str) -> Record {
         let digest = Digest::of(content.as_bytes());
-        Record { manifest: digest.clone(), platform: "linux/amd64".into(), pulled_at: 1, remote: digest }
+        Record {
+            manifest: digest.clone(),
+            platform: "linux/amd64".into(),
+            pulled_at: 1,
+            remote: digest,
+            signed_by: None,
+        }
     }
 
     #[test]

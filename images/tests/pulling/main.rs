@@ -11,4 +11,5 @@ mod faults;
 mod fixture;
 mod pushing;
 mod registry;
+mod signing;
 mod store;

@@ -12,7 +12,8 @@ use serde_json::json;
 use super::fault::{not_offered, refused};
 use super::instance::{Guest, GuestState, Instance};
 use super::resources::no_memory_hotplug;
-use crate::vm::{VmError, disk_name};
+use crate::config::disk_name;
+use crate::vm::VmError;
 
 impl Instance {
     /// Does what `call` wants with the VM.

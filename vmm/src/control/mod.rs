@@ -60,6 +60,27 @@ pub enum Request {
         /// The new ones.
         limits: RateLimits,
     },
+    /// Put a network interface into a spare slot of a running VM; its TAP's descriptor comes with the request
+    /// (SCM_RIGHTS). The guest finds it by probing that slot.
+    PlugNet(PlugNet),
+    /// Take a device out of its slot. The guest's driver should have let go of it.
+    Unplug {
+        /// As the guest calls it: `eth0`, ...
+        name: String,
+    },
+}
+
+/// A network interface that comes while the VM runs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlugNet {
+    /// What it is called: as no other device is.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// What it may carry.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 impl Request {
@@ -97,6 +118,9 @@ pub struct Done {
     /// [`Request::Snapshot`]: for how many microseconds a running VM was paused, unless it stays so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_us: Option<u64>,
+    /// [`Request::PlugNet`] and [`Request::Unplug`]: the number of the virtio slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
     /// [`Request::Snapshot`]: bytes of memory that were written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,

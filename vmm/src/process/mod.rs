@@ -81,6 +81,7 @@ fn run_vm(
         Some(restore) => Vm::from_snapshot(&config, &restore.snapshot)?,
         None => Vm::build(&config)?,
     };
+    close_handed_over(&config);
     vm.stop_on(signals);
     if !args.no_seccomp {
         vm.limit_calls(seccomp::MACHINE.prepare(None)?);
@@ -102,6 +103,17 @@ fn run_vm(
     // Told before the VM is taken down, which takes a while: nobody needs to wait for that.
     events.send(&VmEvent::Exited(exit));
     Ok(())
+}
+
+/// Closes what the parent left open for the devices, which have duplicates: an interface that is taken out of the VM
+/// must be gone.
+fn close_handed_over(config: &VmConfig) {
+    let net = config.net.iter().chain(&config.plugged.net).map(|net| net.fd);
+    for fd in net.chain(config.fs.iter().filter_map(|fs| fs.fd)).filter(|fd| *fd > libc::STDERR_FILENO) {
+        // SAFETY: the parent gave these descriptors to this process for its devices alone, and nothing else here has
+        // learnt of them.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
 }
 
 fn read_config(config: File) -> Result<VmConfig, Box<dyn Error>> {

@@ -137,7 +137,9 @@ fn connect(vm: &VmFd, machine: &Machine) -> Result<(), BuildError> {
         let transport = &device.transport;
         let error = |source| BuildError::Notify { device: transport.name().to_owned(), source };
         let address = IoEventAddress::Mmio(layout::virtio_mmio_address(slot) + QUEUE_NOTIFY_OFFSET);
-        for (queue, notifier) in transport.queue_notifiers().iter().enumerate() {
+        // An empty slot's are registered when a device comes.
+        let notifiers = if transport.is_empty() { &[] } else { transport.queue_notifiers() };
+        for (queue, notifier) in notifiers.iter().enumerate() {
             vm.register_ioevent(notifier, &address, queue as u32).map_err(error)?;
         }
         vm.register_irqfd(transport.irq(), layout::virtio_mmio_gsi(slot)).map_err(error)?;

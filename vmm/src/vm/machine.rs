@@ -35,7 +35,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::spare;
-use crate::config::{DiskConfig, FsConfig, NetBackend, NetConfig, VmConfig, VmExit};
+use crate::config::{DiskConfig, FsConfig, NetBackend, NetConfig, VmConfig, VmExit, disk_name};
 use crate::exit::Buses;
 use crate::irq::Router;
 use crate::pmem::Pmem;
@@ -165,6 +165,8 @@ pub struct Machine {
     pub rates: HashMap<String, RateControl>,
     /// The keyboard, if the configuration has one.
     pub keyboard: Option<Arc<Keyboard>>,
+    /// Devices that came into spare slots while the VM ran: name and slot.
+    pub plugged: Vec<(String, usize)>,
 }
 
 impl Machine {
@@ -212,7 +214,26 @@ impl Machine {
             slots.push(slot);
         }
         router.set_transports(slots.iter().map(|slot| slot.transport.clone()).collect());
-        Ok(Machine { buses: Arc::new(buses), console, generation, slots, balloon: control, rates, keyboard })
+        Ok(Machine {
+            buses: Arc::new(buses),
+            console,
+            generation,
+            slots,
+            balloon: control,
+            rates,
+            keyboard,
+            plugged: Vec::new(),
+        })
+    }
+
+    /// The slot of the device that the guest calls `name`.
+    pub fn slot_of(&self, name: &str) -> Option<usize> {
+        let plugged = self.plugged.iter().find(|(plugged, _)| plugged == name).map(|(_, slot)| *slot);
+        let built = || {
+            let named = |slot: &Slot| slot.transport.name() == name && !slot.transport.is_empty();
+            self.slots.iter().position(named)
+        };
+        plugged.or_else(built)
     }
 
     /// IOAPIC pins that devices are wired to.
@@ -287,13 +308,6 @@ pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceErr
     let DiskConfig { path, read_only, serial, engine, limits } = config.clone();
     let config = BlockConfig { path, read_only, serial, engine, limits };
     Ok((disk_name(index), Box::new(Block::open(&config)?)))
-}
-
-/// What the guest calls disk `index`.
-pub(crate) fn disk_name(index: usize) -> String {
-    // No more disks than slots, so no letter past `z`.
-    let letter = char::from(b'a' + index.min(25) as u8);
-    format!("vd{letter}")
 }
 
 fn balloon(config: &VmConfig, ram: &GuestRam) -> io::Result<Balloon> {

@@ -12,6 +12,7 @@
 mod build;
 mod generation;
 mod machine;
+mod plugging;
 mod requests;
 mod saving;
 mod snapshot;
@@ -29,7 +30,6 @@ use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::{BuildError, read_only as kernel_options};
 pub use self::generation::RenewError;
-pub(crate) use self::machine::disk_name;
 pub use self::machine::{DeviceError, console_options};
 pub use self::saving::SaveOrder;
 pub use self::snapshot::SnapshotError;

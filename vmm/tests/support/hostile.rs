@@ -1,5 +1,5 @@
 //! What a snapshot from anybody goes through before KVM sees it. Nothing in it may panic, hang or fill memory.
-//! Shared by the fuzz target `fuzz/fuzz_targets/snapshot.rs` and by `vmm/tests/corpus.rs`.
+//! Shared by the fuzz target `snapshot` (`fuzz/hostile`) and by `vmm/tests/corpus.rs`.
 
 use std::path::Path;
 

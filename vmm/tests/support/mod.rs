@@ -7,6 +7,8 @@
 
 pub mod http;
 pub mod linux;
+pub mod micro;
+pub mod volatile_disk;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -11,6 +11,7 @@
 
 mod driver_state;
 mod line;
+mod plugging;
 mod polling;
 mod registers;
 mod saved;
@@ -28,11 +29,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::driver_state::{DriverState, NEEDS_RESET, Transition};
 use self::line::Lines;
+pub use self::plugging::{PLUGGED_QUEUES, PlugError};
 use self::registers::{CONFIG_OFFSET, MAGIC, Register, VENDOR, VERSION};
 pub use self::registers::{MMIO_SIZE, QUEUE_NOTIFY_OFFSET};
 use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, VirtioDevice};
 use crate::GuestRam;
 use crate::bus::BusDevice;
+use crate::virtio::placeholder;
 
 /// Hears what happens on a transport. Called under the transport's lock, by any thread: an implementation
 /// must not block and must not call the transport.
@@ -70,7 +73,8 @@ struct Inner {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers. Opens one eventfd per queue and one for the interrupt.
+    /// Puts `device` behind registers. Opens one eventfd per queue, those of a device that may come for an empty
+    /// slot, and one for the interrupt.
     pub fn new(
         name: impl Into<String>,
         device: Box<dyn VirtioDevice>,
@@ -78,10 +82,11 @@ impl MmioTransport {
         observer: Arc<dyn TransportObserver>,
     ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
+        let empty = device.device_id() == placeholder::DEVICE_ID;
         Ok(Self {
             name: name.into(),
             mem,
-            lines: Arc::new(Lines::open(sizes.len())?),
+            lines: Arc::new(Lines::open(if empty { PLUGGED_QUEUES } else { sizes.len() })?),
             observer,
             violations: AtomicU64::new(0),
             host_failures: AtomicU64::new(0),

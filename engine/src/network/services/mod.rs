@@ -7,7 +7,7 @@ pub mod denials;
 mod dns;
 mod proxy;
 mod upstream;
-mod zone;
+pub mod zone;
 
 use std::io;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::task::LocalSet;
 
 use super::bridge::Bridge;
@@ -24,6 +24,9 @@ use super::guest::Guest;
 pub use denials::Denial;
 pub use proxy::Target;
 use zone::Zone;
+
+/// A container in its networks.
+pub type Places = Vec<(Bridge, Guest)>;
 
 /// What is to be served.
 pub struct Settings {
@@ -36,7 +39,7 @@ pub struct Settings {
     /// Who is asked what lighter does not know.
     pub servers: Vec<IpAddr>,
     /// The container in its networks.
-    pub places: Vec<(Bridge, Guest)>,
+    pub places: Places,
     /// Hears of denied packets.
     pub denials: Option<denials::Listener>,
     /// Told of them.
@@ -46,7 +49,8 @@ pub struct Settings {
 /// The running services, ended on drop.
 #[derive(Debug)]
 pub struct Services {
-    stop: Option<oneshot::Sender<()>>,
+    /// Dropped to end them.
+    places: Option<UnboundedSender<Places>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -55,21 +59,28 @@ impl Services {
     pub fn start(settings: Settings) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let listeners = settings.vsock.as_deref().map(dns::Listeners::bind).transpose()?;
-        let (stop, stopped) = oneshot::channel();
+        let (places, mut changes) = mpsc::unbounded_channel();
         let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
             LocalSet::new().block_on(&runtime, async {
-                serve(settings, listeners);
-                // An error says that the sender is gone, which means the same.
-                let _ = stopped.await;
+                let zone = serve(settings, listeners);
+                while let Some(places) = changes.recv().await {
+                    zone.set_places(places);
+                }
             });
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { places: Some(places), thread: Some(thread) })
+    }
+
+    /// The container is in other networks from now on.
+    pub fn set_places(&self, places: Places) {
+        // Fails only where the thread has ended, and nobody is served any more.
+        let _ = self.places.iter().try_for_each(|sender| sender.send(places.clone()));
     }
 }
 
 impl Drop for Services {
     fn drop(&mut self) {
-        self.stop = None;
+        self.places = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -77,7 +88,7 @@ impl Drop for Services {
 }
 
 /// Spawns what serves, within a `LocalSet`.
-fn serve(settings: Settings, listeners: Option<dns::Listeners>) {
+fn serve(settings: Settings, listeners: Option<dns::Listeners>) -> Rc<Zone> {
     let Settings { claims, target, servers, places, denials, on_denied, .. } = settings;
     if let Some(target) = &target {
         proxy::serve(claims, target);
@@ -90,4 +101,5 @@ fn serve(settings: Settings, listeners: Option<dns::Listeners>) {
     if let Some(listener) = denials {
         tokio::task::spawn_local(listener.serve(on_denied));
     }
+    zone
 }

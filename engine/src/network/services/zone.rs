@@ -11,10 +11,10 @@ use simple_dns::rdata::{A, AAAA, PTR, RData};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 use tokio::task::spawn_blocking;
 
-use crate::network::bridge::Bridge;
 use crate::network::egress::{Destination, EgressRule};
 use crate::network::guest::Guest;
 use crate::network::nft;
+use crate::network::services::Places;
 
 /// Seconds for which an answer holds: containers come and go.
 const TTL: u32 = 5;
@@ -25,7 +25,7 @@ const MAX_ALLOWED: usize = 1024;
 
 /// What is known around one container.
 pub struct Zone {
-    places: Vec<(Bridge, Guest)>,
+    places: RefCell<Places>,
     /// What the packet filter lets through by name.
     allowed: RefCell<HashSet<(IpAddr, Option<u16>)>>,
 }
@@ -43,14 +43,22 @@ pub enum Decision {
 
 impl Zone {
     /// Around the container in `places`.
-    pub fn new(places: Vec<(Bridge, Guest)>) -> Self {
-        Self { places, allowed: RefCell::default() }
+    pub fn new(places: Places) -> Self {
+        Self { places: places.into(), allowed: RefCell::default() }
+    }
+
+    /// The container is in these places from now on.
+    pub fn set_places(&self, places: Places) {
+        *self.places.borrow_mut() = places;
+        // What a name has opened before is opened anew, there too.
+        self.allowed.borrow_mut().clear();
     }
 
     /// What to do with the message `query`.
     pub fn decide(&self, query: &[u8]) -> Decision {
         let guests: Vec<(String, Guest)> = self
             .places
+            .borrow()
             .iter()
             .flat_map(|(bridge, _)| {
                 let network = bridge.settings.network.clone();
@@ -76,7 +84,7 @@ impl Zone {
 
     /// Resolves every name of `--egress-allow`: a container may know the address from elsewhere.
     pub fn allow_known_names(self: &Rc<Self>, servers: &[IpAddr]) {
-        for name in self.rules().filter_map(|rule| match &rule.destination {
+        for name in self.rules().into_iter().filter_map(|rule| match &rule.destination {
             Destination::Name(name) => Some(name.clone()),
             Destination::Range(..) => None,
         }) {
@@ -96,24 +104,23 @@ impl Zone {
         }
     }
 
-    fn rules(&self) -> impl Iterator<Item = &EgressRule> {
+    fn rules(&self) -> Vec<EgressRule> {
         // The same in every place.
-        self.places
-            .first()
-            .into_iter()
-            .filter_map(|(_, guest)| guest.egress.as_ref())
-            .flat_map(|egress| &egress.rules)
+        let places = self.places.borrow();
+        let egress = places.first().and_then(|(_, guest)| guest.egress.as_ref());
+        egress.map(|egress| egress.rules.clone()).unwrap_or_default()
     }
 
     async fn allow(&self, name: &str, addresses: Vec<IpAddr>) {
         let mut script = String::new();
-        for rule in self.rules().filter(|rule| rule.destination == Destination::Name(name.to_owned())) {
+        for rule in self.rules().iter().filter(|rule| rule.destination == Destination::Name(name.to_owned()))
+        {
             for &address in &addresses {
                 // A name must not lead into the host itself.
                 let is_new = !address.is_loopback()
                     && self.allowed.borrow().len() < MAX_ALLOWED
                     && self.allowed.borrow_mut().insert((address, rule.port));
-                for (bridge, guest) in self.places.iter().filter(|_| is_new) {
+                for (bridge, guest) in self.places.borrow().iter().filter(|_| is_new) {
                     script += &bridge.rules().allow(&guest.tap, rule, address);
                 }
             }
@@ -134,7 +141,8 @@ fn query(name: &str, kind: TYPE) -> Option<Vec<u8>> {
     packet.build_bytes_vec().ok()
 }
 
-fn decide(query: &[u8], guests: &[(String, Guest)]) -> Decision {
+/// What to do with the message `query`, which anybody may have made, among these containers and their networks.
+pub fn decide(query: &[u8], guests: &[(String, Guest)]) -> Decision {
     let Ok(packet) = Packet::parse(query) else {
         return malformed(query);
     };
