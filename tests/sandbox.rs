@@ -45,9 +45,11 @@ fn confined() -> anyhow::Result<()> {
     }
     let sets = cell["capabilities"].as_object().context("no capabilities")?;
     ensure!(sets.len() == 5 && sets.values().all(|set| set == "0000000000000000"), "{sets:?}");
-    ensure!(cell["no_new_privs"] == true && cell["root"] == serde_json::json!([]), "{cell:#}");
-    ensure!(cell["mounts"].as_array().is_some_and(|mounts| mounts.len() == 1), "{cell:#}");
-    ensure!(cell["limits"]["Max core file size"] == "0", "{cell:#}");
+    ensure!(cell["no_new_privs"] == true && cell["limits"]["Max core file size"] == "0", "{cell:#}");
+    let root = cell["root"].as_array().context("no root")?;
+    ensure!(root.iter().all(|file| file["socket"] == true), "{root:?}");
+    let mounts = cell["mounts"].as_array().context("no mounts")?;
+    ensure!(mounts.len() == root.len() + 1, "{mounts:?}");
     if rustix::process::geteuid().is_root() {
         ensure!(cell["uid"].as_u64() >= Some(FIRST_UID) && cell["uid"] != other["uid"], "{cell:#}");
         ensure!(cell["groups"] == serde_json::json!([]), "{cell:#}");

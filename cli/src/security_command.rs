@@ -42,7 +42,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
     let held = report.capabilities.iter().filter(|(_, set)| !set.trim_start_matches('0').is_empty());
     row("capabilities", list(&held.map(|(name, set)| format!("{name} {set}")).collect::<Vec<_>>()));
     row("no_new_privs", report.no_new_privs.to_string());
-    row("root directory", list(&report.root));
+    row("root directory", list(&report.root.iter().map(|file| file.path.clone()).collect::<Vec<_>>()));
     row("mounts", list(&report.mounts));
     for cgroup in &report.cgroups {
         row("cgroup", cgroup.clone());

@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_jailer_is_a_small_static_program() {
-        assert_small_and_static(JAILER, 768 << 10);
+        assert_small_and_static(JAILER, 1280 << 10);
     }
 
     #[test]

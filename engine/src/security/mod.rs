@@ -55,8 +55,8 @@ pub struct Report {
     pub capabilities: BTreeMap<String, String>,
     /// It can never get more privileges.
     pub no_new_privs: bool,
-    /// Root directory and what is in it.
-    pub root: Vec<String>,
+    /// Files below its root directory, the first few: sockets on which the host waits for the guest, nothing else.
+    pub root: Vec<RootFile>,
     /// Mount points.
     pub mounts: Vec<String>,
     /// What it has open.
@@ -71,6 +71,15 @@ pub struct Report {
     pub calls: BTreeMap<String, Vec<String>>,
     /// Layers that this process lacks, in words. Empty where all is as it shall be.
     pub missing: Vec<String>,
+}
+
+/// A file that has a name for the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RootFile {
+    /// Its path in the process's root.
+    pub path: String,
+    /// It is a Unix socket, which the process may connect to.
+    pub socket: bool,
 }
 
 /// One open descriptor.
@@ -132,8 +141,8 @@ fn missing(report: &Report) -> Vec<String> {
     if report.uid == 0 {
         missing.push("it runs as root".to_owned());
     }
-    if !report.root.is_empty() {
-        missing.push("its root directory is not empty".to_owned());
+    if report.root.iter().any(|file| !file.socket) {
+        missing.push("it sees files of the host in its root directory".to_owned());
     }
     for thread in report.threads.iter().filter(|thread| thread.seccomp != "filter") {
         missing.push(format!("thread {} may make every system call", thread.name));

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{OpenFile, Report, SecurityError, Thread};
+use super::{OpenFile, Report, RootFile, SecurityError, Thread};
 
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 const CAPABILITIES: [(&str, &str); 5] = [
@@ -17,6 +18,8 @@ const CAPABILITIES: [(&str, &str); 5] = [
 ];
 /// Entries that are shown of a directory, and lines of a file: the process may have been taken over.
 const MAX_ENTRIES: usize = 4096;
+/// Files and directories that are looked at below a root directory.
+const MAX_ROOT: usize = 16;
 
 /// What `/proc` says of process `pid`.
 pub fn look(pid: u32) -> Result<Report, SecurityError> {
@@ -35,7 +38,7 @@ pub fn look(pid: u32) -> Result<Report, SecurityError> {
         namespaces: namespaces(&place).map_err(look("read its namespaces"))?,
         capabilities: capabilities.into_iter().collect(),
         no_new_privs: status.first_number("NoNewPrivs") == 1,
-        root: names(&place.join("root")).map_err(look("read its root"))?,
+        root: root_files(&place.join("root")).map_err(look("read its root"))?,
         mounts: lines(&place.join("mounts"), |line| {
             let mut words = line.split(' ');
             Some(format!("{2} {0} ({1})", words.nth(2)?, words.next()?, line.split(' ').nth(1)?))
@@ -91,6 +94,29 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// The first files below `root`; a cage has few, a host more than are worth listing.
+fn root_files(root: &Path) -> io::Result<Vec<RootFile>> {
+    let (mut found, mut directories) = (Vec::new(), vec![PathBuf::from("/")]);
+    for _ in 0..MAX_ROOT {
+        let Some(directory) = directories.pop() else { break };
+        for name in names(&root.join(directory.strip_prefix("/").unwrap_or(&directory)))? {
+            let path = directory.join(&name);
+            // Neither the process nor we follow links here.
+            let kind = fs::symlink_metadata(root.join(path.strip_prefix("/").unwrap_or(&path)))?.file_type();
+            if kind.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let path = crate::text::printable(path.to_string_lossy().as_bytes());
+            found.push(RootFile { path, socket: kind.is_socket() });
+            if found.len() == MAX_ROOT {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn lines<T>(file: &Path, of: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {
     Ok(fs::read_to_string(file)?.lines().take(MAX_ENTRIES).filter_map(of).collect())
 }
@@ -130,6 +156,8 @@ fn threads(place: &Path) -> io::Result<Vec<Thread>> {
         let role = match name.as_str() {
             name if name.starts_with("vcpu") => "vcpu",
             "saver" => "saver",
+            // Made by KVM; it never leaves the kernel.
+            name if name.starts_with("kvm-") => "kernel",
             _ => "worker",
         };
         let seccomp = ["off", "strict", "filter"].get(status.first_number("Seccomp") as usize);

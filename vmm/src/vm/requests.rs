@@ -5,7 +5,7 @@ use std::path::Path;
 use devices::rate::RateLimits;
 use devices::virtio::balloon::BalloonControl;
 
-use super::saving::{self, Save, Saving};
+use super::saving::{self, Save, Saving, SnapshotFiles};
 use super::snapshot::SnapshotError;
 use super::{SaveError, SaveOrder, Vcpus, Vm, VmError};
 use crate::control::{Answer, Asked, Done, Refusal, RefusalKind, Request, Server, ServerError};
@@ -20,7 +20,8 @@ impl Vm {
 
     /// Does what a client asked for and answers, now or when it is done.
     pub(super) fn serve(&mut self, mut asked: Asked) {
-        let descriptor = asked.take_descriptor();
+        let saves = matches!(asked.request, Request::Snapshot { .. });
+        let descriptor = if saves { None } else { asked.take_descriptor() };
         let done = match &asked.request {
             Request::Status => Ok(self.status()),
             Request::Pause => self.pause().map(|()| Done::default()).map_err(Refusal::from),
@@ -92,8 +93,9 @@ impl Vm {
     }
 
     /// Saves a paused VM at once; a running one is saved by a thread, whose end answers.
-    fn save_for(&mut self, asked: Asked) -> Option<(Asked, Result<Done, Refusal>)> {
-        let begun = self.begin_save(&asked);
+    fn save_for(&mut self, mut asked: Asked) -> Option<(Asked, Result<Done, Refusal>)> {
+        let files = asked.take_files();
+        let begun = self.begin_save(&asked.request, files);
         let (save, stay_paused) = match begun {
             Ok(Begun::Running { save, stay_paused }) => (save, stay_paused),
             Ok(Begun::Done(done)) => return Some((asked, Ok(done))),
@@ -113,8 +115,8 @@ impl Vm {
         }
     }
 
-    fn begin_save(&mut self, asked: &Asked) -> Result<Begun, Refusal> {
-        let Request::Snapshot { dir, base, track, stay_paused } = &asked.request else {
+    fn begin_save(&mut self, request: &Request, files: Option<SnapshotFiles>) -> Result<Begun, Refusal> {
+        let Request::Snapshot { dir, base, track, stay_paused } = request else {
             return Ok(Begun::Done(Done::default()));
         };
         if let Some(path) = std::iter::once(dir).chain(base).find(|path| !path.is_absolute()) {
@@ -129,13 +131,7 @@ impl Vm {
             message: crate::text::with_causes(&error),
         })?;
         let base = base.map(|base| base.identity.id);
-        let order = SaveOrder {
-            directory: dir.clone(),
-            base,
-            track: *track,
-            note: Vec::new(),
-            files: asked.files.clone(),
-        };
+        let order = SaveOrder { directory: dir.clone(), base, track: *track, note: Vec::new(), files };
         if matches!(self.vcpus, Vcpus::Running(_)) {
             let save = Save::begin(order, self.log.clone())?;
             return Ok(Begun::Running { save, stay_paused: *stay_paused });

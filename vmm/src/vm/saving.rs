@@ -34,6 +34,9 @@ const MAX_ROUNDS: usize = 6;
 /// At most so many pages (64 MiB) are copied to be written after the pause; more are written within it.
 const MAX_COPIED_PAGES: usize = 16 << 10;
 
+/// Memory and state.
+pub type SnapshotFiles = Arc<[File; 2]>;
+
 /// What to save, and where.
 #[derive(Clone, Debug, Default)]
 pub struct SaveOrder {
@@ -46,7 +49,7 @@ pub struct SaveOrder {
     /// What whoever loads it wants to find in it.
     pub note: Vec<u8>,
     /// Its files, memory and state, where the process that saves cannot make them.
-    pub files: Option<Arc<[File; 2]>>,
+    pub files: Option<SnapshotFiles>,
 }
 
 impl SaveOrder {
