@@ -17,7 +17,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("devices", &[]),
     ("engine_api", &["compare", "engine", "images", "vmm"]),
     ("engine", &["agent_protocol", "archive", "images", "jailer", "programs", "shares", "vmm", "warden"]),
-    ("engine_api", &["compare", "engine", "images", "vmm"]),
     ("hostile", &["agent_protocol", "api_server", "arch", "devices", "engine", "images", "vmm"]),
     ("images", &[]),
     ("jailer", &[]),

@@ -11,6 +11,7 @@ mod dependencies;
 mod deps;
 mod distribution_kernel;
 mod kernel;
+mod lessons;
 mod schemathesis;
 mod step;
 mod test;

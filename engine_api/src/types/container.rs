@@ -239,6 +239,7 @@ impl From<&Record> for Container {
                         MountKind::Bind { source } => ("bind", Some(source.display().to_string())),
                         MountKind::Volume { name, .. } => ("volume", Some(name.clone())),
                         MountKind::Tmpfs { .. } => ("tmpfs", None),
+                        MountKind::Secrets { .. } => ("secret", None),
                     };
                     let (kind, target) = (kind.to_owned(), mount.target.clone());
                     MountView { kind, source, target, read_only: mount.read_only }

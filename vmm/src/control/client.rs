@@ -1,6 +1,7 @@
 //! The other end of the control socket.
 
 use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -60,12 +61,18 @@ impl Client {
         self.exchange(request, &[descriptor])
     }
 
-    fn exchange(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Done, ClientError> {
-        let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
-        line.push(b'\n');
-        // The files go with the first byte.
-        let first = send_files(self.stream.get_ref(), &line, files)?;
-        self.stream.get_mut().write_all(line.get(first..).unwrap_or_default())?;
+    /// The descriptors go with the first byte.
+    fn exchange(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Done, ClientError> {
+        let line = line(request);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let flags = SendFlags::NOSIGNAL;
+        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(&line)], &mut ancillary, flags);
+        let sent = sent.map_err(io::Error::from)?;
+        self.stream.get_mut().write_all(&line[sent..])?;
         let mut answer = Vec::new();
         let limit = MAX_LINE as u64;
         self.stream.by_ref().take(limit).read_until(b'\n', &mut answer)?;
@@ -80,12 +87,8 @@ impl Client {
     }
 }
 
-/// Sends what fits of `bytes`, with `files`; gives how many bytes that were.
-fn send_files(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+fn line(request: &Request) -> Vec<u8> {
+    let mut line = serde_json::to_vec(request).expect("invariant: requests are plain data");
+    line.push(b'\n');
+    line
 }

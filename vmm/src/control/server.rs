@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,6 @@ use std::sync::Arc;
 
 use devices::held;
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vmm_sys_util::epoll::EventSet;
 
@@ -38,10 +38,8 @@ pub struct ServerError {
 pub struct Asked {
     /// What is asked for.
     pub request: Request,
-    /// The files of a snapshot, memory and state, where its asker made them.
-    pub files: Option<Arc<[File; 2]>>,
-    /// The single descriptor that came with it.
-    descriptor: Option<OwnedFd>,
+    /// Came with it.
+    descriptors: Vec<OwnedFd>,
     client: UnixStream,
 }
 
@@ -54,9 +52,15 @@ impl Asked {
         unsafe { libc::recv(self.client.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 0 }
     }
 
-    /// The single descriptor that came with the request.
+    /// The descriptor that came with the request.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptor.take()
+        self.descriptors.pop()
+    }
+
+    /// The files of a snapshot, memory and state, where its asker made them.
+    pub fn take_files(&mut self) -> Option<Arc<[File; FILES]>> {
+        let files = <[OwnedFd; FILES]>::try_from(std::mem::take(&mut self.descriptors)).ok()?;
+        Some(Arc::new(files.map(File::from)))
     }
 
     /// Answers. A client that does not read loses its connection, nothing else.
@@ -76,8 +80,7 @@ pub struct Server {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
-    /// What came with it.
-    files: Vec<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// What reading from a client came to.
@@ -110,7 +113,7 @@ impl Server {
             }
             let fd = stream.as_raw_fd();
             if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
-                self.clients.insert(fd, Client { stream, line: Vec::new(), files: Vec::new() });
+                self.clients.insert(fd, Client { stream, line: Vec::new(), descriptors: Vec::new() });
             }
         }
     }
@@ -131,13 +134,10 @@ impl Server {
     fn ask(&mut self, fd: RawFd) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let line = std::mem::take(&mut client.line);
-        let (files, descriptor) = match <[OwnedFd; FILES]>::try_from(std::mem::take(&mut client.files)) {
-            Ok(files) => (Some(Arc::new(files.map(File::from))), None),
-            Err(mut other) => (None, other.pop()),
-        };
+        let descriptors = std::mem::take(&mut client.descriptors);
         let refusal = match (serde_json::from_slice(&line), client.stream.try_clone()) {
             (Ok(request), Ok(client)) => {
-                return self.reporter.send(Report::Asked(Asked { request, files, descriptor, client }));
+                return self.reporter.send(Report::Asked(Asked { request, descriptors, client }));
             }
             (Err(error), _) => (RefusalKind::Request, format!("this is no request: {error}")),
             (_, Err(error)) => (RefusalKind::Host, format!("cannot keep the connection: {error}")),
@@ -147,21 +147,6 @@ impl Server {
 }
 
 impl Client {
-    /// Bytes, and the files that came with them.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut slices = [IoSliceMut::new(buffer)];
-        let received = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(files) = message {
-                // Those of an older line are closed.
-                self.files = files.collect();
-            }
-        }
-        Ok(received.bytes)
-    }
-
     /// Reads what is there, up to the end of a line. Whoever sends more than one line, or none that ends, is gone.
     fn read(&mut self) -> Progress {
         let mut buffer = [0; 4096];
@@ -169,8 +154,8 @@ impl Client {
             let count = match self.receive(&mut buffer) {
                 Ok(0) => return Progress::Gone,
                 Ok(count) => count,
-                Err(Errno::AGAIN) => return Progress::Partial,
-                Err(Errno::INTR) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return Progress::Gone,
             };
             self.line.extend_from_slice(&buffer[..count]);
@@ -180,6 +165,22 @@ impl Client {
                 _ => return Progress::Gone,
             }
         }
+    }
+}
+
+impl Client {
+    /// Reads bytes, and keeps the descriptors that came last.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = recvmsg(&self.stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors = descriptors.collect();
+            }
+        }
+        Ok(message.bytes)
     }
 }
 
