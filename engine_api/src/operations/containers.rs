@@ -99,7 +99,8 @@ fn list(call: &mut Call) -> Result<Reply, Problem> {
     let limit = usize::try_from(call.number("limit").unwrap_or(PAGE)).unwrap_or_default();
     let after = call.text("cursor").map(Cursor::parse).transpose()?;
     let mut records = record::list(call.dirs());
-    records.sort_by(|one, other| Cursor::of(other).cmp(&Cursor::of(one)));
+    let place = |record: &Record| (record.spec.created_ns, record.spec.id.as_str().to_owned());
+    records.sort_by_cached_key(|record| std::cmp::Reverse(place(record)));
     let mut found = records.into_iter().filter(|record| {
         after.as_ref().is_none_or(|after| Cursor::of(record) < *after) && fits(call, record)
     });
