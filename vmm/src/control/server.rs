@@ -215,8 +215,6 @@ mod tests {
     use std::time::Duration;
 
     use super::super::{Client, ClientError, Done};
-    use std::io::Read as _;
-
     use super::*;
     use crate::report;
     use crate::worker::Worker;
