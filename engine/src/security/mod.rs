@@ -132,7 +132,7 @@ fn missing(report: &Report) -> Vec<String> {
     let mut missing = Vec::new();
     let shared = report.namespaces.iter().filter(|(name, own)| !**own && name.as_str() != "cgroup");
     missing.extend(shared.map(|(name, _)| format!("it shares the host's {name} namespace")));
-    if report.capabilities.values().any(|set| set.trim_start_matches('0') != "") {
+    if report.capabilities.values().any(|set| !set.trim_start_matches('0').is_empty()) {
         missing.push("it has capabilities".to_owned());
     }
     if !report.no_new_privs {
