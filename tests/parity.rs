@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         test("a_container_holds_its_limits", CONTAINER, limits),
         test("exec_logs_pause_stop_and_start_serve_all", CONTAINER, life),
         test("volumes_and_directories_of_the_host_are_there_with_their_owners", CONTAINER, volumes),
+        test("files_are_copied_compared_exported_and_committed_with_their_owners", CONTAINER, files),
+        test("containers_find_each_other_by_name", CONTAINER, names),
         test("nothing_is_left_after_a_killed_keeper", CONTAINER, killed),
         test("what_an_isolation_cannot_do_is_refused", &[Need::Root], refused),
     ])
@@ -186,23 +188,26 @@ fn limits() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `lighter run -d --name NAME --isolation ISOLATION … sh -c SCRIPT`; its ID.
+fn start(
+    installation: &Installation,
+    isolation: &str,
+    name: &str,
+    options: &[&str],
+    script: &str,
+) -> anyhow::Result<String> {
+    let image = busybox_reference()?;
+    let mut args = vec!["run", "-d", "--name", name, "--isolation", isolation];
+    args.extend(options);
+    args.extend([image.as_str(), "sh", "-c", script]);
+    installation.stdout(args)
+}
+
 fn life() -> anyhow::Result<()> {
     let installation = Installation::new()?;
-    let image = busybox_reference()?;
     for isolation in ["container", "process"] {
         let script = "trap 'echo stopped; exit 3' TERM; echo started; while :; do sleep 0.05; done";
-        installation.stdout([
-            "run",
-            "-d",
-            "--name",
-            "box",
-            "--isolation",
-            isolation,
-            &image,
-            "sh",
-            "-c",
-            script,
-        ])?;
+        start(&installation, isolation, "box", &[], script)?;
         ensure!(installation.stdout(["exec", "box", "echo", "inside"])? == "inside\n");
         let failed = installation.output(["exec", "box", "sh", "-c", "exit 9"])?;
         ensure!(failed.status.code() == Some(9), "{failed:?}");
@@ -251,25 +256,99 @@ fn volumes() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `diff`, `cp`, `export` and `commit` of one that runs and of the same one stopped.
+fn files() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let base = tempfile::tempdir()?;
+    let (inward, outward, tar) = (base.path().join("in"), base.path().join("out"), base.path().join("tar"));
+    std::fs::write(&inward, "from the host")?;
+    for isolation in ["container", "process"] {
+        let script =
+            "mkdir /made; echo made > /made/file; chown 7:8 /made/file; rm /etc/group; ln -s / /made/out
+            echo ready; while :; do sleep 0.1; done";
+        start(&installation, isolation, "box", &[], script)?;
+        let end = Instant::now() + Duration::from_secs(10);
+        while !installation.stdout(["logs", "box"])?.contains("ready") && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let inside = |path: &str| format!("box:{path}");
+        for state in ["running", "stopped"] {
+            let changes = installation.stdout(["diff", "box"])?;
+            for line in ["D /etc/group", "A /made/file", "A /made/out"] {
+                ensure!(changes.lines().any(|seen| seen == line), "{isolation}, {state}: {changes}");
+            }
+            ensure!(!changes.contains("/proc"), "{isolation}, {state}: {changes}");
+            let copied = inside(&format!("/made/{state}"));
+            installation.stdout(["cp", inward.to_str().context("a path")?, &copied])?;
+            let _ = std::fs::remove_file(&outward);
+            installation.stdout(["cp", &inside("/made/file"), outward.to_str().context("a path")?])?;
+            ensure!(std::fs::read_to_string(&outward)? == "made\n", "{isolation}, {state}");
+            // A link leads within the container, whoever follows it.
+            let hosts = inside(&format!("/made/out{}", inward.display()));
+            let led = installation.output(["cp", "-L", &hosts, outward.to_str().context("a path")?])?;
+            ensure!(!led.status.success(), "{isolation}, {state}: a link led to the host");
+            installation.stdout(["export", "-o", tar.to_str().context("a path")?, "box"])?;
+            let listing = Command::new("tar").arg("tvnf").arg(&tar).output()?;
+            let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+            for (name, owner) in [("./made/file", " 7/8 "), ("./bin/busybox", " 0/0 ")] {
+                let line = listing.lines().find(|line| line.ends_with(name));
+                ensure!(
+                    line.is_some_and(|line| line.contains(owner)),
+                    "{isolation}, {state}: {name}\n{listing}"
+                );
+            }
+            if state == "running" {
+                installation.stdout(["commit", "box", &format!("made-{isolation}")])?;
+                let seen = installation.stdout([
+                    "exec",
+                    "box",
+                    "stat",
+                    "-c",
+                    "%u %g",
+                    "/made/running",
+                    "/made/file",
+                ])?;
+                ensure!(seen == "0 0\n7 8\n", "{isolation}: {seen}");
+                installation.stdout(["stop", "-t", "0", "box"])?;
+            }
+        }
+        installation.stdout(["rm", "-f", "box"])?;
+        let image = format!("made-{isolation}");
+        let script = "stat -c '%u %g' /made/file; cat /made/running; test -e /etc/group || echo gone";
+        let seen =
+            installation.stdout(["run", "--rm", "--isolation", "container", &image, "sh", "-c", script])?;
+        ensure!(seen == "7 8\nfrom the hostgone\n", "{isolation}: {seen:?}");
+    }
+    ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    Ok(())
+}
+
+/// By the name of another container on the same network, asked of lighter at 127.0.0.11.
+fn names() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    installation.stdout(["network", "create", "parity"])?;
+    let options = ["--network", "parity", "--network-alias", "shop"];
+    start(&installation, "container", "web", &options, "while :; do echo answer | nc -l -p 7000; done")?;
+    let script =
+        "cat /etc/resolv.conf; for name in web shop; do nc -w 10 $name 7000 < /dev/null; sleep 0.2; done
+        nslookup nobody.invalid 127.0.0.11 > /dev/null 2>&1 || echo nobody";
+    let image = busybox_reference()?;
+    let args =
+        ["run", "--rm", "--isolation", "container", "--network", "parity", "--dns", "127.0.0.1", &image];
+    let seen = installation.stdout(args.into_iter().chain(["sh", "-c", script]))?;
+    ensure!(seen.contains("nameserver 127.0.0.11") && seen.ends_with("answer\nanswer\nnobody\n"), "{seen}");
+    installation.stdout(["rm", "-f", "web"])?;
+    installation.stdout(["network", "rm", "parity"])?;
+    Ok(())
+}
+
 fn killed() -> anyhow::Result<()> {
     let installation = Installation::new()?;
-    let image = busybox_reference()?;
     for isolation in ["container", "process"] {
         // A number that nothing else sleeps for.
         let seconds = format!("{}7", 1_000_000 + std::process::id());
         let script = format!("sleep {seconds} & sleep {seconds}");
-        let id = installation.stdout([
-            "run",
-            "-d",
-            "--name",
-            "box",
-            "--isolation",
-            isolation,
-            &image,
-            "sh",
-            "-c",
-            &script,
-        ])?;
+        let id = start(&installation, isolation, "box", &[], &script)?;
         let sleeping = || -> anyhow::Result<usize> {
             let list = Command::new("ps").args(["ax", "-o", "args"]).output()?;
             Ok(String::from_utf8_lossy(&list.stdout)

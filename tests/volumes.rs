@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         test("volumes_outlive_their_containers_and_only_those_without_a_name_go_with_them", GUEST, volumes),
         test("a_volume_that_is_a_disk_is_one_containers_at_a_time", GUEST, disk),
         test("a_killed_file_server_is_an_error_in_the_guest_and_an_event_on_the_host", GUEST, killed),
+        test("secrets_are_files_in_the_guests_memory_and_nowhere_on_the_host", GUEST, secrets),
         test("what_cannot_be_mounted_is_refused_with_its_reason", GUEST, refused),
     ])
 }
@@ -299,6 +300,68 @@ fn killed() -> anyhow::Result<()> {
     lighter.stdout(["rm", "-f", "box"])?;
     ensure!(lighter.leftovers()?.is_empty(), "left: {:?}", lighter.leftovers()?);
     Ok(())
+}
+
+/// Also after a start anew, and whoever the process runs as.
+fn secrets() -> anyhow::Result<()> {
+    const SECRET: &str = "swordfish-4711-do-not-tell";
+    let lighter = Installation::new()?;
+    let host = host()?;
+    std::fs::write(host.path("key"), SECRET)?;
+    let (_layout, image) = image(&[])?;
+    let option = format!("key={}", host.path("key").display());
+    let script = "cat /run/secrets/key; echo; stat -c %a /run/secrets/key; grep -o '/run/secrets tmpfs ro' /proc/mounts; \
+                  env | grep -c sword; sleep 1000";
+    let create =
+        ["run", "-d", "--name", "keeps", "--network", "none", "-m", "128m", "-u", "1000", "--secret"];
+    lighter.stdout(create.iter().chain(&[option.as_str(), &image, "sh", "-c", script]))?;
+    let expected = format!("{SECRET}\n444\n/run/secrets tmpfs ro\n0\n");
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = lighter.stdout(["logs", "keeps"])?;
+        if said == expected {
+            break;
+        }
+        ensure!(Instant::now() < end, "the container said {said:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let shown = lighter.stdout(["inspect", "keeps"])?;
+    ensure!(shown.contains("/run/secrets") && !shown.contains(SECRET), "{shown}");
+    // The log has what the container itself said of it, so it is the only file that may.
+    let mut holders = holders(&lighter.root(), SECRET)?;
+    holders.extend(self::holders(&lighter.run_directory(), SECRET)?);
+    holders.retain(|path| !path.to_string_lossy().contains("log"));
+    ensure!(holders.is_empty(), "{holders:?}");
+    for process in std::fs::read_dir("/proc")? {
+        for file in ["cmdline", "environ"] {
+            let text =
+                std::fs::read(process.as_ref().map_or_else(|_| file.into(), |entry| entry.path().join(file)));
+            let found = text.is_ok_and(|text| String::from_utf8_lossy(&text).contains(SECRET));
+            ensure!(!found, "{process:?} has it in its {file}");
+        }
+    }
+    let copied = lighter.output(["snapshot", "create", "keeps", "saved"])?;
+    let refusal = String::from_utf8_lossy(&copied.stderr).into_owned();
+    ensure!(!copied.status.success() && refusal.contains("--secret"), "{refusal}");
+    lighter.stdout(["rm", "-f", "keeps"])?;
+    ensure!(lighter.leftovers()?.is_empty(), "left: {:?}", lighter.leftovers()?);
+    Ok(())
+}
+
+/// Regular files below `directory` that have `text` in them.
+fn holders(directory: &Path, text: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let kind = path.symlink_metadata()?.file_type();
+        if kind.is_dir() {
+            found.extend(holders(&path, text)?);
+        } else if kind.is_file() {
+            let status = std::process::Command::new("grep").args(["-qaF", text]).arg(&path).status()?;
+            found.extend(status.success().then_some(path));
+        }
+    }
+    Ok(found)
 }
 
 fn refused() -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ mod forward;
 pub mod network;
 mod power;
 pub mod process;
-mod resolver;
+pub mod resolver;
 pub mod session;
 mod slots;
 mod splice;

@@ -18,7 +18,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_
 
 use crate::failure::{Context, Failure};
 use crate::splice::{Next, Splice};
-use crate::transport;
 
 /// Where resolv.conf points, as Docker's does.
 const ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 11), 53);
@@ -33,8 +32,12 @@ const MAX_ANSWER: usize = 2 + 65_535;
 /// Bytes of an answer that are read at once.
 const BUFFER: usize = 4096;
 
+/// Begins to connect to a port of the host; never waits.
+pub type Connect = Box<dyn Fn(u32) -> Result<OwnedFd, Errno>>;
+
 /// Takes questions.
 pub struct Resolver {
+    connect: Connect,
     udp: UdpSocket,
     tcp: TcpListener,
     exchanges: Vec<Exchange>,
@@ -55,8 +58,8 @@ struct Datagram {
 }
 
 impl Resolver {
-    /// Opens the sockets; `lo` is up.
-    pub fn open() -> Result<Self, Failure> {
+    /// Opens the sockets in this thread's network; `lo` is up.
+    pub fn open(connect: Connect) -> Result<Self, Failure> {
         let what = "take questions for names on 127.0.0.11";
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let udp =
@@ -66,7 +69,7 @@ impl Resolver {
         bind(&udp, &ADDRESS).during(what)?;
         let tcp = TcpListener::bind(ADDRESS).during(what)?;
         tcp.set_nonblocking(true).during(what)?;
-        Ok(Self { udp: udp.into(), tcp, exchanges: Vec::new() })
+        Ok(Self { connect, udp: udp.into(), tcp, exchanges: Vec::new() })
     }
 
     /// What to poll for; [`Resolver::serve`] takes the answers in the same order.
@@ -101,7 +104,7 @@ impl Resolver {
         for _ in 0..MAX_TURN {
             let Ok((count, client)) = self.udp.recv_from(&mut buffer) else { return };
             let Some(query) = buffer.get(..count).filter(|query| query.len() <= MAX_QUERY) else { continue };
-            let Ok(host) = transport::connect_later(DNS_DATAGRAM_PORT) else { return };
+            let Ok(host) = (self.connect)(DNS_DATAGRAM_PORT) else { return };
             let length = u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes();
             let question = [&length, query].concat();
             self.begin(Exchange::Datagram(Datagram { client, host, question, answer: Vec::new() }));
@@ -111,10 +114,7 @@ impl Resolver {
     fn take_connections(&mut self) {
         for _ in 0..MAX_TURN {
             let Ok((client, _)) = self.tcp.accept() else { return };
-            let host = client
-                .set_nonblocking(true)
-                .ok()
-                .and_then(|()| transport::connect_later(DNS_STREAM_PORT).ok());
+            let host = client.set_nonblocking(true).ok().and_then(|()| (self.connect)(DNS_STREAM_PORT).ok());
             if let Some(splice) = host.and_then(|host| Splice::new(client, host).ok()) {
                 self.begin(Exchange::Stream(splice));
             }

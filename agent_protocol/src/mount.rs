@@ -38,4 +38,22 @@ pub enum MountSource {
         /// Options of tmpfs(5).
         data: String,
     },
+    /// Memory with these files in it.
+    Secrets(Vec<Secret>),
+}
+
+/// A file that is on no disk.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Secret {
+    /// Its name, without a slash.
+    pub name: String,
+    /// What it holds.
+    pub content: Vec<u8>,
+}
+
+/// What it holds goes into no log and no report.
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({:?}, {} bytes)", self.name, self.content.len())
+    }
 }

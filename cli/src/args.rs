@@ -18,6 +18,7 @@ use crate::options::signature::SignatureArgs;
 use crate::output::Format;
 use crate::resource_commands::UpdateArgs;
 use crate::run_options::RunArgs;
+use crate::serve_command::ServeArgs;
 use crate::share_command::ShareArgs;
 use crate::snapshot_commands::{CloneArgs, RestoreArgs, SnapshotCommand};
 use crate::stats_command::StatsArgs;
@@ -31,6 +32,9 @@ pub struct Cli {
     /// Directory for images and containers [default: /var/lib/lighter, or $XDG_DATA_HOME/lighter for a user]
     #[arg(long, global = true, env = "LIGHTER_ROOT", value_name = "DIR", hide_env_values = true)]
     pub root: Option<PathBuf>,
+    /// Do it through the server there, `unix://PATH`, with the token in LIGHTER_TOKEN if it asks for one
+    #[arg(long, global = true, env = "LIGHTER_HOST", value_name = "ADDRESS", hide_env_values = true)]
+    pub host: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -134,6 +138,8 @@ pub enum Command {
     Doctor(FormatArgs),
     /// Show versions
     Version(FormatArgs),
+    /// Serve the API for other programs
+    Serve(Box<ServeArgs>),
     /// Own a running container; not for people
     #[command(hide = true)]
     Keep(KeepArgs),

@@ -8,13 +8,12 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use engine::container::record;
 use engine::dirs::Dirs;
-use engine::files::{CopyOptions, Guest};
-use engine::maintenance::Maintenance;
-use images::{ImageSource, PullOptions, Reference, Silent, Store};
+use engine::files::{CopyOptions, FilesError, Guest};
+use engine::verbs;
+use images::Reference;
 use serde_json::json;
 
 use crate::exchange_commands::EditArgs;
-use crate::lifecycle_commands::open_when_free;
 use crate::output::{self, Format};
 
 /// `lighter diff`
@@ -73,7 +72,7 @@ pub struct CommitArgs {
 
 /// Prints what a container changed in its image.
 pub fn diff(dirs: &Dirs, args: &DiffArgs) -> anyhow::Result<()> {
-    let changes = with_guest(dirs, &args.container, |guest| Ok(guest.changes()?))?;
+    let changes = with_guest(dirs, &args.container, |guest| guest.changes())?;
     match args.format {
         Format::Json => output::print_json(&json!({"schema": "lighter.diff.v1", "changes": changes})),
         Format::Table => {
@@ -95,18 +94,18 @@ pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
                     output::notice(&format!("{} is a device and is left out", path.display()));
                 }
             };
-            with_guest(dirs, name, |guest| Ok(guest.copy_out(path, destination, options, &mut left_out)?))
+            with_guest(dirs, name, |guest| guest.copy_out(path, destination, options, &mut left_out))
         }
         (Place::Container(name, path), Place::Stream) => {
             let mut out = archive_out(None)?;
-            with_guest(dirs, name, |guest| Ok(guest.copy_out_archive(path, options, &mut *out)?))
+            with_guest(dirs, name, |guest| guest.copy_out_archive(path, options, &mut *out))
         }
         (Place::Host(source), Place::Container(name, path)) => {
-            with_guest(dirs, name, |guest| Ok(guest.copy_in(source, path, options)?))
+            with_guest(dirs, name, |guest| guest.copy_in(source, path, options))
         }
         (Place::Stream, Place::Container(name, path)) => {
             ensure!(!stdin().is_terminal(), "nothing to copy: - means a tar archive from stdin");
-            with_guest(dirs, name, |guest| Ok(guest.copy_in_archive(&mut stdin().lock(), path, options)?))
+            with_guest(dirs, name, |guest| guest.copy_in_archive(&mut stdin().lock(), path, options))
         }
         (Place::Container(..), Place::Container(..)) => {
             bail!("one side has to be this host: copy through `lighter cp A:PATH - | lighter cp - B:PATH`")
@@ -118,24 +117,15 @@ pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
 /// Writes a container's files as a tar archive.
 pub fn export(dirs: &Dirs, args: &ExportArgs) -> anyhow::Result<()> {
     let mut out = archive_out(args.output.as_deref())?;
-    with_guest(dirs, &args.container, |guest| Ok(guest.export(&mut *out)?))
+    with_guest(dirs, &args.container, |guest| guest.export(&mut *out))
 }
 
 /// Makes an image of what a container changed and prints its ID.
 pub fn commit(dirs: &Dirs, args: CommitArgs) -> anyhow::Result<()> {
     let record = record::find(dirs, &args.container)?;
-    let store = Store::open(&dirs.data)?;
-    let base = match record.spec.image.parse() {
-        Ok(directory @ ImageSource::Dir(_)) => store.pull(&directory, &PullOptions::default(), &Silent)?,
-        _ => store.image(&record.spec.image_id).with_context(|| {
-            format!("the image {} of container {:?} is gone", record.spec.image, args.container)
-        })?,
-    };
     let mut options = args.edit.commit_options();
     options.author = args.author;
-    let image = with_guest(dirs, &args.container, |guest| {
-        Ok(guest.commit(&store, &base, args.name.as_ref(), &options)?)
-    })?;
+    let image = verbs::commit(dirs, &record, args.name.as_ref(), &options, &output::notice)?;
     output::print(&format!("{}\n", image.config_digest))
 }
 
@@ -143,17 +133,9 @@ pub fn commit(dirs: &Dirs, args: CommitArgs) -> anyhow::Result<()> {
 fn with_guest<T>(
     dirs: &Dirs,
     container: &str,
-    act: impl FnOnce(&Guest) -> anyhow::Result<T>,
+    act: impl FnOnce(&Guest) -> Result<T, FilesError>,
 ) -> anyhow::Result<T> {
-    let record = record::find(dirs, container)?;
-    if record.state.status.is_live() {
-        return act(&Guest::of(&record)?);
-    }
-    let notice = |text: &str| output::notice(text);
-    let maintenance = open_when_free(|| Maintenance::open(dirs, &record, &notice))?;
-    let done = act(&Guest::behind(&record, maintenance.vsock()));
-    maintenance.close();
-    done
+    Ok(verbs::with_guest(dirs, &record::find(dirs, container)?, &output::notice, act)?)
 }
 
 /// One side of a copy.

@@ -14,10 +14,10 @@ use engine::session::signals::Signals;
 use crate::options::isolation::IsolationKind;
 use crate::{output, times};
 
-/// The whole of it took longer than that on no host; with `--quick`, whose last step may take ten seconds to end.
+/// The whole of it took longer than that on no host; with `--quick`, whose last step may take some seconds to end.
 const LIMITS: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(80));
 /// Starts of each column.
-const RUNS: (usize, usize) = (10, 3);
+const RUNS: (usize, usize) = (10, 2);
 /// Exit code where the user stopped it: 128 and SIGINT.
 const EXIT_STOPPED: u8 = 130;
 /// More are of no use.
@@ -27,7 +27,7 @@ const MAX_RUNS: usize = 1000;
 #[derive(Args)]
 #[command(override_usage = "lighter compare [OPTIONS] IMAGE [-- COMMAND [ARGUMENT]...]")]
 pub struct CompareArgs {
-    /// Starts of each kind, up to 1000 [default: 10, with --quick 3]
+    /// Starts of each kind, up to 1000 [default: 10, with --quick 2]
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
     /// Measure only this

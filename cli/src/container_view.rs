@@ -135,6 +135,7 @@ fn mount(mount: &MountSpec) -> Value {
         MountKind::Bind { source } => ("bind", None, Some(source)),
         MountKind::Volume { name, .. } => ("volume", Some(name), None),
         MountKind::Tmpfs { .. } => ("tmpfs", None, None),
+        MountKind::Secrets { .. } => ("secret", None, None),
     };
     json!({"Type": kind, "Name": name, "Source": source, "Destination": mount.target, "RW": !mount.read_only})
 }

@@ -1,8 +1,8 @@
 //! `lighter pull`, `images`, `rmi` and `image inspect`.
 
-use anyhow::{Context as _, ensure};
-use engine::container::record;
+use anyhow::Context as _;
 use engine::dirs::Dirs;
+use engine::verbs;
 use images::pull::PullPolicy;
 use images::{Contents, Image, ImageSource, ImageSummary, Store, rootfs};
 use serde_json::json;
@@ -61,16 +61,7 @@ pub fn list(dirs: &Dirs, args: &ListArgs) -> anyhow::Result<()> {
 pub fn remove(dirs: &Dirs, args: &RemoveArgs) -> anyhow::Result<()> {
     let store = Store::open(&dirs.data)?;
     for name in &args.images {
-        let image = store.image(name)?;
-        if let Some(user) = record::list(dirs).into_iter().find(|user| user.spec.image == image.name) {
-            ensure!(
-                args.force,
-                "container {} is made of {}: remove it first, or use -f; it keeps its files then",
-                user.name,
-                familiar(&image.name)
-            );
-        }
-        let removed = store.remove(name)?;
+        let removed = verbs::remove_image(dirs, &store, name, args.force)?;
         output::print(&format!("untagged {}\n", removed.untagged))?;
         if removed.collected.deferred {
             output::notice("the store is in use; `lighter system prune` frees the space later");

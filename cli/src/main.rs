@@ -18,9 +18,11 @@ mod network_commands;
 mod options;
 mod output;
 mod progress;
+mod remote;
 mod resource_commands;
 mod run_options;
 mod security_command;
+mod serve_command;
 mod session_commands;
 mod share_command;
 mod snapshot_commands;
@@ -71,6 +73,10 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
     }
     if let Command::Warden(options) = &cli.command {
         return Ok(warden_command::run(options));
+    }
+    let local = matches!(cli.command, Command::Keep(_) | Command::Serve(_) | Command::Generate(_));
+    if let Some(host) = cli.host.as_ref().filter(|host| !host.is_empty() && !local) {
+        return remote::execute(host, cli.command);
     }
     let dirs = Dirs::find(cli.root.as_deref())?;
     if let Command::Doctor(options) = &cli.command {
@@ -139,6 +145,7 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::System(SystemCommand::Df(options)) => system_commands::disk_usage(&dirs, options.format)?,
         Command::System(SystemCommand::Prune(options)) => system_commands::prune(&dirs, &options)?,
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
+        Command::Serve(options) => serve_command::serve(&dirs, *options)?,
         Command::Compare(options) => return compare_command::compare(&dirs, &options),
         Command::Doctor(_) | Command::Keep(_) | Command::Share(_) | Command::Warden(_) => {}
     }

@@ -7,15 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
-use engine::container::record::Record;
-use engine::container::{Container, record};
+use engine::container::record::{self, Record};
 use engine::dirs::Dirs;
-use engine::events::{Event, emit};
 use engine::network::definition::{Definition, NewNetwork};
-use engine::network::spec::{ConnectError, DEFAULT_NETWORK, Endpoint};
+use engine::network::spec::{DEFAULT_NETWORK, Endpoint};
 use engine::network::subnet::{Subnet, Subnet6};
 use engine::network::{NetworkError, NetworkSpec, Networks};
 use engine::rewire::{self, RewireError};
+use engine::verbs;
 use serde_json::{Value, json};
 
 use crate::args::{FormatArgs, PruneArgs};
@@ -133,14 +132,8 @@ pub fn execute(dirs: &Dirs, command: &NetworkCommand) -> anyhow::Result<()> {
     match command {
         NetworkCommand::Connect(args) => connect(dirs, &networks, args),
         NetworkCommand::Disconnect(args) => {
-            let network = args.network.as_str();
-            change(
-                dirs,
-                &args.container,
-                ("disconnect", network),
-                |spec| spec.disconnect(network),
-                |record| rewire::disconnect(dirs, record, network),
-            )
+            let record = record::find(dirs, &args.container)?;
+            Ok(verbs::disconnect_network(dirs, &record, &args.network)?)
         }
         NetworkCommand::Create(args) => create(&networks, args),
         NetworkCommand::Ls(args) => list(&networks, args),
@@ -203,29 +196,7 @@ fn change(
     change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
     rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
 ) -> anyhow::Result<()> {
-    let record = record::find(dirs, container)?;
-    let (name, spec) = if record.state.status.is_live() {
-        let mut spec = record.spec.clone();
-        change(&mut spec.network)?;
-        rewire(&record)?;
-        record::write_json(&record.data.join("spec.json"), &spec)
-            .context("cannot write the container down")?;
-        (record.name, spec)
-    } else {
-        // From here on nobody starts it.
-        let owned = Container::open(dirs, &record.spec.id)?;
-        let (name, mut spec, _) = record::load(&owned)?;
-        change(&mut spec.network)?;
-        owned.describe(&spec)?;
-        (name, spec)
-    };
-    emit(
-        dirs,
-        &Event::new("network", action, network, network)
-            .with("container", spec.id.as_str())
-            .with("name", name),
-    );
-    Ok(())
+    Ok(verbs::change_network(dirs, &record::find(dirs, container)?, (action, network), change, rewire)?)
 }
 
 fn labels(texts: &[String]) -> BTreeMap<String, String> {

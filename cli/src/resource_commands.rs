@@ -1,14 +1,12 @@
 //! `lighter update`: other limits for containers, running or not.
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use clap::Args;
 use engine::container::record;
 use engine::dirs::Dirs;
-use engine::events::{Event, emit};
-use engine::isolation;
 use engine::plan::resources;
 use engine::resources::ResourceSpec;
-use engine::resources::live::{self, Shrunk};
+use engine::verbs::{self, Update};
 
 use crate::lifecycle_commands::each;
 use crate::options::resources::ResourceArgs;
@@ -44,38 +42,15 @@ pub fn update(dirs: &Dirs, args: &UpdateArgs) -> anyhow::Result<u8> {
         change != ResourceSpec::default() || restart.is_some(),
         "nothing to change: see `lighter update --help`"
     );
+    let change = Update { resources: change, vcpus, memory_mib, restart };
     each(&args.containers, |name| {
         let record = record::find(dirs, name)?;
-        let has = record.spec.machine.vcpus;
-        ensure!(
-            vcpus.is_none_or(|wanted| wanted <= has),
-            "container {} has a machine of {has} CPUs, which stay as many: --cpus is at most {has}",
-            record.name
-        );
-        let mut spec = record.spec.clone();
-        spec.resources = spec.resources.updated(&change);
-        spec.lifetime.restart = restart.unwrap_or(spec.lifetime.restart);
-        if record.is_running() {
-            isolation::vm_only(&spec, &record.name, "changing the limits of what runs")?;
-            spec.machine.next_memory_mib = memory_mib.or(spec.machine.next_memory_mib);
-            let mut limits = spec.resources.clone();
-            if let Some(Shrunk::Partly(missing)) =
-                memory_mib.map(|mib| live::set_memory(&record, mib)).transpose()?
-            {
-                // The host's limit would end the machine.
-                limits.memory = record.spec.resources.memory;
-                eprintln!(
-                    "lighter: {} uses its memory: {missing} MiB of it are still to be given back, as soon as they are free",
-                    record.name
-                );
-            }
-            live::apply(&record, &limits, &change)?;
-        } else {
-            spec.machine.memory_mib = memory_mib.unwrap_or(spec.machine.memory_mib);
+        if let Some(missing) = verbs::update(dirs, &record, &change)? {
+            eprintln!(
+                "lighter: {} uses its memory: {missing} MiB of it are still to be given back, as soon as they are free",
+                record.name
+            );
         }
-        record::write_json(&record.data.join("spec.json"), &spec)
-            .context("cannot write the container down")?;
-        emit(dirs, &Event::new("container", "update", spec.id.as_str(), &record.name));
         Ok(())
     })
 }

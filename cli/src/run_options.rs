@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use engine::GuestLimits;
 use engine::container::spec::{Lifetime, MachineSpec, RestartPolicy};
+use engine::isolation::Isolation;
 use engine::plan::PlanOptions;
 use engine::plan::resources;
 use engine::run::RunOptions;
@@ -224,6 +225,10 @@ impl RunArgs {
         let limited = limits.needs_cgroup() || plan.limits != GuestLimits::default();
         let rated = limits.rates != Default::default();
         let isolation = self.isolation.isolation(&machine, (limited, rated), confined)?;
+        ensure!(
+            isolation == Isolation::Vm || self.volumes.secret.is_empty(),
+            "--secret needs --isolation vm: nothing else keeps it in memory alone"
+        );
         let options = RunOptions {
             image: image.parse().with_context(|| format!("cannot use the image name {image:?}"))?,
             pull: self.signature.restrict(self.registry.pull_options(policy)?)?,
@@ -248,6 +253,16 @@ impl RunArgs {
             "--rm and --restart exclude each other: what is removed cannot be started again"
         );
         Ok(options)
+    }
+}
+
+/// How to talk to a registry, for the API.
+pub fn registry(args: &RegistryArgs, signature: &SignatureArgs) -> engine_api::types::Registry {
+    let key = signature.verify_key.clone().map(absolute);
+    engine_api::types::Registry {
+        insecure: !args.tls_verify,
+        platform: args.platform.clone(),
+        verify_key: key.map(|path| path.display().to_string()),
     }
 }
 

@@ -15,9 +15,10 @@ use engine::session::peer::Peer;
 use engine::session::signals::Signals;
 use engine::session::{Caller, Leave, Manner, Streams, terminal};
 use engine::trace::Trace;
+use engine::verbs;
 
 use crate::container_args::{AttachArgs, ExecArgs, StartArgs};
-use crate::lifecycle_commands::{each, open_when_free, running, start_detached, wait_until_started};
+use crate::lifecycle_commands::{each, start_detached};
 use crate::output::{self, Format};
 use crate::progress::Bars;
 use crate::run_options::RunArgs;
@@ -49,7 +50,11 @@ pub fn run(dirs: &Dirs, args: RunArgs, mut trace: Trace) -> anyhow::Result<u8> {
     if detach {
         let mut link = made.start(dirs, &[])?;
         let record = record::read(dirs, id.as_str()).or_else(|_| record::placeholder(dirs, &id));
-        wait_until_started(&record.context("cannot read what was just made")?, &mut link)?;
+        verbs::wait_until_started(
+            &record.context("cannot read what was just made")?,
+            &mut link,
+            &output::notice,
+        )?;
         output::print(&format!("{id}\n"))?;
         return Ok(0);
     }
@@ -76,7 +81,7 @@ pub fn start(dirs: &Dirs, args: &StartArgs) -> anyhow::Result<u8> {
     let blocked = Signals::block().context("cannot watch signals")?;
     let tty = record.spec.plan.process().terminal.is_some();
     let attach = Request::Attach { stdin: args.interactive, size: tty.then(own_size).flatten() };
-    let link = open_when_free(|| engine::run::start(dirs, &record, std::slice::from_ref(&attach)))?;
+    let link = verbs::open_when_free(|| engine::run::start(dirs, &record, std::slice::from_ref(&attach)))?;
     let manner =
         Manner { terminal: tty, signals: true, owner: false, detach_keys: args.detach_keys.parse()? };
     stay(Peer::Keeper(link), manner, args.interactive, &blocked, &mut Trace::start())
@@ -84,7 +89,7 @@ pub fn start(dirs: &Dirs, args: &StartArgs) -> anyhow::Result<u8> {
 
 /// `lighter attach`
 pub fn attach(dirs: &Dirs, args: &AttachArgs) -> anyhow::Result<u8> {
-    let record = running(dirs, &args.container)?;
+    let record = verbs::running(dirs, &args.container)?;
     let interactive = !args.no_stdin && record.spec.plan.process().stdin;
     attach_to(dirs, &record, interactive, args.sig_proxy, &args.detach_keys)
 }

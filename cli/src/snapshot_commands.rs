@@ -1,20 +1,19 @@
 //! Verbs about saved machines: `snapshot`, `restore`, `clone`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::ensure;
 use clap::{Args, Subcommand};
-use engine::container::record::{self, Record};
 use engine::dirs::Dirs;
-use engine::snapshot::{self, Place, SnapshotStore, archive, remote};
+use engine::snapshot::{SnapshotStore, archive, remote};
+use engine::verbs;
 use images::push::PushOptions;
 use images::reference::Reference;
 use images::registry::RegistryOptions;
 use serde_json::json;
 
 use crate::image_commands::familiar;
-use crate::lifecycle_commands::{each, running, wait_until_started};
+use crate::lifecycle_commands::each;
 use crate::output::{self, Format};
 use crate::progress::Bars;
 
@@ -166,15 +165,10 @@ pub fn snapshot(dirs: &Dirs, command: &SnapshotCommand) -> anyhow::Result<u8> {
 }
 
 fn create(dirs: &Dirs, args: &CreateArgs) -> anyhow::Result<()> {
-    let record = running(dirs, &args.container)?;
-    let name = args.name.as_ref().unwrap_or(&record.name);
-    let store = SnapshotStore::new(dirs);
-    store.check_free(name)?;
-    let draft = store.draft()?;
-    let taken = snapshot::take(&record, &draft)?;
-    store.publish(draft, name)?;
+    let record = verbs::running(dirs, &args.container)?;
+    let (made, taken) = verbs::snapshot(dirs, &record, args.name.as_deref())?;
     output::notice(&format!("container {} stood still for {}", record.name, milliseconds(taken.paused)));
-    output::print(&format!("{name}\n"))
+    output::print(&format!("{}\n", made.name))
 }
 
 fn import(dirs: &Dirs, args: &ImportArgs) -> anyhow::Result<()> {
@@ -262,37 +256,16 @@ fn inspect(dirs: &Dirs, names: &[String]) -> anyhow::Result<()> {
 
 /// `lighter restore`
 pub fn restore(dirs: &Dirs, args: &RestoreArgs) -> anyhow::Result<()> {
-    let found = SnapshotStore::new(dirs).find(&args.snapshot)?;
-    let record = start(dirs, &found.directory, args.name.as_deref(), Place::OfOriginal)?;
-    output::print(&format!("{}\n", record.spec.id))
+    let copy = verbs::restore(dirs, &args.snapshot, args.name.as_deref(), &output::notice)?;
+    output::print(&format!("{}\n", copy.spec.id))
 }
 
 /// `lighter clone`
 pub fn clone(dirs: &Dirs, args: &CloneArgs) -> anyhow::Result<()> {
-    let record = running(dirs, &args.container)?;
-    ensure!(
-        args.name.is_none() || args.name.as_deref() != Some(record.name.as_str()),
-        "the copy needs a name of its own"
-    );
-    let draft = SnapshotStore::new(dirs).draft()?;
-    snapshot::take(&record, &draft)?;
-    for number in 1..=args.number {
-        let name = args.name.as_ref().map(|name| match args.number {
-            1 => name.clone(),
-            _ => format!("{name}-{number}"),
-        });
-        let copy = start(dirs, draft.directory(), name.as_deref(), Place::Beside)?;
-        output::print(&format!("{}\n", copy.spec.id))?;
-    }
+    let record = verbs::running(dirs, &args.container)?;
+    verbs::clone(dirs, &record, args.number, args.name.as_deref(), &output::notice, &mut |copy| {
+        // The copies run, whether somebody reads their IDs or not.
+        let _ = output::print(&format!("{}\n", copy.spec.id));
+    })?;
     Ok(())
-}
-
-/// Starts a copy of the machine in `directory` and waits until its process runs on.
-fn start(dirs: &Dirs, directory: &Path, name: Option<&str>, place: Place) -> anyhow::Result<Record> {
-    let container = snapshot::copy(dirs, directory, name, place)?;
-    let id = container.id.clone();
-    let mut link = engine::run::start_copy(dirs, container)?;
-    let record = record::placeholder(dirs, &id)?;
-    wait_until_started(&record, &mut link)?;
-    Ok(record)
 }

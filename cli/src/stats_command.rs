@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use engine::container::record;
 use engine::dirs::Dirs;
 use engine::stats::{self, Stats, prometheus};
+use engine::verbs;
+use engine_api::client::{Client, encode};
+use engine_api::types::{self as api, ContainerList};
 use serde_json::json;
 
-use crate::lifecycle_commands::running;
 use crate::output::{self, human_size};
 
 /// Between two readings.
@@ -63,10 +66,58 @@ pub fn stats(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<()> {
     }
 }
 
+/// The same over the API.
+pub fn remote(client: &Client, args: &StatsArgs) -> anyhow::Result<()> {
+    ensure!(args.format != StatsFormat::Prometheus, "--host: the server's /metrics is what Prometheus reads");
+    let names = match args.containers.as_slice() {
+        [] => client
+            .get::<ContainerList>("/v1/containers?live=true&limit=1000")?
+            .items
+            .into_iter()
+            .map(|item| item.id)
+            .collect(),
+        names => names.to_vec(),
+    };
+    let read = |name: &String| client.get::<api::Stats>(&format!("/v1/containers/{}/stats", encode(name)));
+    let mut before = names.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    loop {
+        std::thread::sleep(INTERVAL);
+        let mut now = names.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        for (now, before) in now.iter_mut().zip(&before) {
+            let time = now.time_ns.saturating_sub(before.time_ns).max(1);
+            now.cpu_percent = Some(now.cpu_ns.saturating_sub(before.cpu_ns) as f64 * 100.0 / time as f64);
+        }
+        if args.format == StatsFormat::Json {
+            output::print_json(&json!({"schema": "lighter.stats.v1", "containers": now}))?;
+        } else {
+            let mut table = output::table(&["CONTAINER ID", "NAME", "CPU %", "GUEST USED", "HOST GIVES"]);
+            for stats in &now {
+                let bytes = |value: &serde_json::Value, name: &str| {
+                    value.get(name).and_then(serde_json::Value::as_u64).map_or("-".to_owned(), human_size)
+                };
+                table.add_row([
+                    stats.id.clone(),
+                    stats.name.clone(),
+                    format!("{:.1}", stats.cpu_percent.unwrap_or_default()),
+                    bytes(&stats.guest, "used"),
+                    bytes(&stats.host, "guest_pss"),
+                ]);
+            }
+            output::print_table(&table)?;
+        }
+        if args.no_stream {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
 fn read(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<BTreeMap<String, Stats>> {
     let records = match args.containers.as_slice() {
         [] => record::list(dirs).into_iter().filter(record::Record::is_running).collect(),
-        names => names.iter().map(|name| running(dirs, name)).collect::<anyhow::Result<Vec<_>>>()?,
+        names => {
+            names.iter().map(|name| Ok(verbs::running(dirs, name)?)).collect::<anyhow::Result<Vec<_>>>()?
+        }
     };
     Ok(records.iter().filter_map(stats::read).map(|stats| (stats.id.clone(), stats)).collect())
 }

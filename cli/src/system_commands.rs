@@ -5,12 +5,12 @@ use std::io::{IsTerminal as _, Write as _};
 use anyhow::{Context as _, ensure};
 use engine::dirs::Dirs;
 use engine::template::TemplateStore;
+use engine::verbs;
 use images::Store;
 use serde_json::json;
 
 use crate::args::PruneArgs;
 use crate::container_args::PruneContainersArgs;
-use crate::lifecycle_commands;
 use crate::output::{self, Format};
 
 /// What takes disk space.
@@ -58,7 +58,7 @@ pub fn confirm(force: bool, verb: &str, question: &str) -> anyhow::Result<()> {
 /// `lighter container prune`
 pub fn prune_containers(dirs: &Dirs, args: &PruneContainersArgs) -> anyhow::Result<()> {
     confirm(args.force, "container prune", "Remove all containers that do not run?")?;
-    let removed = lifecycle_commands::prune(dirs)?;
+    let removed = verbs::prune(dirs)?;
     output::print(&removed.iter().map(|id| format!("{id}\n")).collect::<String>())
 }
 
@@ -69,7 +69,7 @@ pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
         "system prune",
         "Remove containers that do not run, unfinished downloads, templates and everything that no image needs?",
     )?;
-    let containers = lifecycle_commands::prune(dirs)?;
+    let containers = verbs::prune(dirs)?;
     let collected = Store::open(&dirs.data)?.prune()?;
     let templates = TemplateStore::new(dirs).prune();
     if collected.deferred {

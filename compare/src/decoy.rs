@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Decoys on the host.
@@ -13,11 +14,13 @@ pub struct Decoys {
     process: Child,
     listener: TcpListener,
     _socket: UnixListener,
+    /// Where containers' files are.
+    disk: PathBuf,
 }
 
 impl Decoys {
-    /// Makes them.
-    pub fn make() -> std::io::Result<Self> {
+    /// Makes them. `disk` is where containers' files are: nothing is made there.
+    pub fn make(disk: &Path) -> std::io::Result<Self> {
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let marker = format!("lighter-decoy-{}-{}", std::process::id(), time.subsec_nanos());
         let mut file = tempfile::Builder::new().prefix("lighter-decoy").tempfile()?;
@@ -34,6 +37,7 @@ impl Decoys {
             process: command.spawn()?,
             listener: TcpListener::bind("127.0.0.1:0")?,
             _socket: socket,
+            disk: disk.to_owned(),
             marker,
             file,
         })
@@ -43,12 +47,14 @@ impl Decoys {
     pub fn arguments(&self) -> Vec<String> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let port = self.listener.local_addr().map(|address| address.port()).unwrap_or_default();
+        let disk = rustix::fs::statvfs(&self.disk).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
         vec![
             format!("boot={}", boot.trim()),
             format!("marker={}", self.marker),
             format!("file={}", self.file.path().display()),
             format!("port={port}"),
             format!("socket={}", self.marker),
+            format!("disk={disk}"),
         ]
     }
 }

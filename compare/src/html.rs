@@ -9,14 +9,20 @@ use crate::sample::short;
 const STYLE: &str = "
 :root { color-scheme: light dark; --fg: #1c1c1c; --bg: #ffffff; --soft: #666; --line: #ccc; --open: #b3261e; --held: #1b6e3c; --mark: #8a5200; }
 @media (prefers-color-scheme: dark) { :root { --fg: #e6e6e6; --bg: #16181a; --soft: #a0a0a0; --line: #444; --open: #ff8a80; --held: #7fd39b; --mark: #ffb74d; } }
-@media print { :root { --fg: #000; --bg: #fff; --soft: #333; --line: #999; } section { break-inside: avoid; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 .first { border: 2px solid var(--line); padding: .6rem 1rem; font-weight: 600; }
 .emulated { border-color: var(--mark); color: var(--mark); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; } th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 .open { color: var(--open); font-weight: 600; } .held { color: var(--held); } .soft { color: var(--soft); } .mark { color: var(--mark); }
 figure { margin: 1.2rem 0; overflow-x: auto; } figcaption { font-weight: 600; }
+th:first-child { min-width: 11rem; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--fg); } svg polyline { stroke: var(--fg); }
+@media print {
+  :root { --fg: #000; --bg: #fff; --soft: #333; --line: #999; --open: #b3261e; --held: #1b6e3c; --mark: #8a5200; }
+  body { font-size: 11pt; margin: 0; max-width: none; } table { font-size: 8.5pt; } svg { max-width: 28rem; }
+  h2 { break-after: avoid; } figure, tr, .first { break-inside: avoid; } figure { margin: .6rem 0; }
+  details > summary { display: none; } details::details-content { content-visibility: visible; }
+}
 ";
 
 /// The whole report.
@@ -115,7 +121,7 @@ fn attempts(page: &mut String, report: &Report) {
     if report.attempts.is_empty() {
         return;
     }
-    let columns = report.columns();
+    let columns = report.tried();
     page.push_str("<section id=\"isolation\"><h2>Isolation, by trying</h2><table><tr><th></th>");
     page.extend(columns.iter().map(|column| format!("<th>{}</th>", column.title())));
     page.push_str("</tr>\n");

@@ -37,7 +37,7 @@ use lighter::Lighter;
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// From the command to its first byte of output.
+    /// From the command to its first byte of output and to its end.
     Start,
     /// Disk and memory.
     Size,
@@ -126,10 +126,6 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: &dyn Fn(&str)) -> Res
             Group::Isolation => isolation::measure(&context, &mut report),
             Group::Portability => portability::measure(&context, &mut report),
         }
-    }
-    if options.quick && options.only.contains(&Group::Start) {
-        let context = Context { lighter: &lighter, options, columns: &columns, is_over: &is_over, progress };
-        start::measure_cold(&context, &mut report);
     }
     report.partial = is_over().then(|| match stop.load(Ordering::Relaxed) {
         true => "stopped by the user".to_owned(),

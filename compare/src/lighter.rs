@@ -6,18 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::{Column, CompareError, Options};
 
 /// What one start may take. A boot takes ten seconds where a guest's kernel is emulated.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// What a program may take to end after it was asked to.
-const END_LIMIT: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(8);
 /// As much of a program's output as is kept.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// How often it is asked whether to stop.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The program, and the image that its probes run in.
 pub struct Lighter<'a> {
@@ -35,6 +39,8 @@ pub struct Run {
     command: Vec<String>,
     options: Vec<String>,
     keeps_stdin: bool,
+    /// It is ended so long after its first byte of output; without any after [`RUN_LIMIT`].
+    limit: Duration,
 }
 
 /// What became of it.
@@ -52,19 +58,25 @@ pub struct Ran {
     pub stderr: String,
     /// Phases of the start and what each took, in ms.
     pub phases: Vec<(String, f64)>,
+    /// Processor time that the container took, in ms; `None` where it did not end by itself.
+    pub cpu: Option<f64>,
+    /// The most memory that it took of the host, in MiB.
+    pub peak: Option<f64>,
 }
 
 impl Run {
     /// The probe in its own image.
     pub fn probe(column: Column, arguments: &[&str]) -> Self {
         let command = [&["/probe"], arguments].concat().into_iter().map(str::to_owned).collect();
-        Self { column, image: None, command, options: Vec::new(), keeps_stdin: false }
+        Self { column, image: None, command, options: Vec::new(), keeps_stdin: false, limit: RUN_LIMIT }
     }
 
     /// The user's command in the user's image.
     pub fn image(column: Column, options: &Options) -> Self {
         let (image, command) = (Some(options.image.clone()), options.command.clone());
-        Self { column, image, command, options: Vec::new(), keeps_stdin: false }
+        // One that never ends, as a server, shall leave time for the rest.
+        let limit = if options.quick { RUN_LIMIT / 12 } else { RUN_LIMIT / 2 };
+        Self { column, image, command, options: Vec::new(), keeps_stdin: false, limit }
     }
 
     /// With more options of `lighter run`.
@@ -109,15 +121,15 @@ impl<'a> Lighter<'a> {
     pub fn command(&self, arguments: &[&str]) -> Ran {
         let mut command = Command::new(self.program);
         command.args(arguments);
-        self.finish(command, None)
+        self.finish(command, RUN_LIMIT)
     }
 
     /// `lighter run` to its end.
     pub fn run(&self, run: &Run) -> Ran {
         let trace = self.traces.path().join("trace.json");
         let _ = std::fs::remove_file(&trace);
-        let mut ran = self.finish(self.to_run(run, Some(&trace)), Some(run.column));
-        ran.phases = phases(&trace);
+        let mut ran = self.finish(self.to_run(run, Some(&trace)), run.limit);
+        read_trace(&trace, &mut ran);
         ran
     }
 
@@ -127,12 +139,12 @@ impl<'a> Lighter<'a> {
         run.keeps_stdin = true;
         let mut child = self.to_run(&run, None).spawn().map_err(|error| error.to_string())?;
         let lines = lines_of(child.stdout.take());
-        let mut held = Held { child, _lines: None };
+        let mut held = Held { child, said: String::new(), _lines: None };
         let end = Instant::now() + RUN_LIMIT;
         loop {
-            match lines.recv_timeout(TICK) {
+            match lines.recv_timeout(Duration::from_nanos(TICK.tv_nsec.unsigned_abs())) {
                 Ok(line) if line.contains("ready") => {
-                    held._lines = Some(lines);
+                    (held.said, held._lines) = (line, Some(lines));
                     return Ok(held);
                 }
                 Ok(_) => {}
@@ -155,24 +167,30 @@ impl<'a> Lighter<'a> {
         command
     }
 
-    fn finish(&self, mut command: Command, column: Option<Column>) -> Ran {
+    fn finish(&self, mut command: Command, limit: Duration) -> Ran {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let began = Instant::now();
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => return Ran { stderr: error.to_string(), ..Ran::default() },
         };
-        let (stdout, stderr) = (read_of(child.stdout.take(), began), read_of(child.stderr.take(), began));
-        let limit = if column.is_some() { RUN_LIMIT } else { RUN_LIMIT * 2 };
-        let code = self.wait(&mut child, began + limit);
+        let spoke = Arc::new(OnceLock::new());
+        let stdout = read_of(child.stdout.take(), Arc::clone(&spoke));
+        let stderr = read_of(child.stderr.take(), Arc::default());
+        let until = || spoke.get().map_or(began + RUN_LIMIT, |first: &Instant| *first + limit);
+        let code = self.wait(&mut child, &until);
         let whole = began.elapsed();
-        let (stdout, first) = stdout.recv_timeout(END_LIMIT).unwrap_or_default();
-        let (stderr, _) = stderr.recv_timeout(END_LIMIT).unwrap_or_default();
-        Ran { first_byte: first.unwrap_or(whole), whole, code, stdout, stderr, phases: Vec::new() }
+        let stdout = stdout.recv_timeout(END_LIMIT).unwrap_or_default();
+        let stderr = stderr.recv_timeout(END_LIMIT).unwrap_or_default();
+        let first = spoke.get().map(|first| first.duration_since(began));
+        Ran { first_byte: first.unwrap_or(whole), whole, code, stdout, stderr, ..Ran::default() }
     }
 
-    fn wait(&self, child: &mut Child, until: Instant) -> Option<i32> {
+    fn wait(&self, child: &mut Child, until: &dyn Fn() -> Instant) -> Option<i32> {
         let mut asked: Option<Instant> = None;
+        // Readable at its end: whoever looks again and again takes time from what is measured.
+        let ended = Pid::from_child(child);
+        let ended = pidfd_open(ended, PidfdFlags::empty()).ok();
         loop {
             match child.try_wait() {
                 Ok(Some(status)) if asked.is_none() => return status.code(),
@@ -180,7 +198,7 @@ impl<'a> Lighter<'a> {
                 Ok(None) => {}
             }
             match asked {
-                None if Instant::now() >= until || self.is_over() => {
+                None if Instant::now() >= until() || self.is_over() => {
                     // The container ends with it: `run` hands the signal on and then insists.
                     signal(child, libc::SIGTERM);
                     asked = Some(Instant::now());
@@ -191,7 +209,10 @@ impl<'a> Lighter<'a> {
                 }
                 _ => {}
             }
-            std::thread::sleep(Duration::from_millis(1));
+            match &ended {
+                Some(ended) => drop(poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&TICK))),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 
@@ -210,12 +231,21 @@ fn signal(child: &Child, signal: libc::c_int) {
 /// A running container. It ends when this is dropped: its stdin ends.
 pub struct Held {
     child: Child,
+    /// The line with which it came up.
+    pub said: String,
     _lines: Option<Receiver<String>>,
+}
+
+impl Held {
+    /// Lets it end, without waiting for that: many end together.
+    pub fn let_go(&mut self) {
+        drop(self.child.stdin.take());
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
+        self.let_go();
         let end = Instant::now() + END_LIMIT * 2;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= end {
@@ -230,24 +260,21 @@ impl Drop for Held {
     }
 }
 
-/// Everything that comes, and when the first byte did.
-fn read_of(
-    stream: Option<impl Read + Send + 'static>,
-    began: Instant,
-) -> Receiver<(String, Option<Duration>)> {
+/// Everything that comes; `first` is set when the first byte does.
+fn read_of(stream: Option<impl Read + Send + 'static>, first: Arc<OnceLock<Instant>>) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        let (mut bytes, mut first) = (Vec::new(), None);
+        let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
         if let Some(mut stream) = stream {
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                first.get_or_insert(began.elapsed());
+                first.get_or_init(Instant::now);
                 if (bytes.len() as u64) < MAX_OUTPUT {
                     bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
                 }
             }
         }
-        let _ = sender.send((String::from_utf8_lossy(&bytes).into_owned(), first));
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
 }
@@ -264,11 +291,13 @@ fn lines_of(stream: Option<impl Read + Send + 'static>) -> Receiver<String> {
     receiver
 }
 
-fn phases(trace: &Path) -> Vec<(String, f64)> {
+fn read_trace(trace: &Path, ran: &mut Ran) {
     let text = std::fs::read(trace).unwrap_or_default();
     let value: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let phase = |phase: &serde_json::Value| Some((phase["name"].as_str()?.to_owned(), phase["ms"].as_f64()?));
-    value["phases"].as_array().into_iter().flatten().filter_map(phase).collect()
+    ran.phases = value["phases"].as_array().into_iter().flatten().filter_map(phase).collect();
+    ran.cpu = value["used"]["cpu_ns"].as_f64().map(|ns| ns / 1e6);
+    ran.peak = value["used"]["peak_memory"].as_f64().map(|bytes| bytes / f64::from(1 << 20));
 }
 
 /// A root directory with nothing but the probe; the same every time, so that it is one image with one template.

@@ -161,6 +161,13 @@ impl Report {
             .collect()
     }
 
+    /// Columns in which attempts were made.
+    pub fn tried(&self) -> Vec<Column> {
+        let is_tried =
+            |column: &Column| self.attempts.iter().any(|attempt| attempt.found.contains_key(column));
+        Column::ALL.into_iter().filter(is_tried).collect()
+    }
+
     /// The first line of every format.
     pub fn headline(&self) -> String {
         match self.host.emulated {

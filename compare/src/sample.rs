@@ -11,7 +11,7 @@ pub struct Figure {
     pub median: f64,
     /// Ninety-nine of a hundred are not above it; with few samples the largest.
     pub p99: f64,
-    /// Half of the samples lie within so much around the median (median absolute deviation).
+    /// Nine of ten samples lie within so much around the median; with few samples all.
     pub spread: f64,
 }
 
@@ -21,9 +21,8 @@ impl Figure {
         let sorted = sorted(&samples)?;
         let median = middle(&sorted);
         let deviations: Vec<f64> = samples.iter().map(|sample| (sample - median).abs()).collect();
-        let rank = (sorted.len() as f64 * 0.99).ceil() as usize;
-        let p99 = sorted.get(rank.saturating_sub(1)).or(sorted.last()).copied()?;
-        let spread = sorted_middle(&deviations)?;
+        let p99 = rank(&sorted, 0.99)?;
+        let spread = rank(&self::sorted(&deviations)?, 0.9)?;
         Some(Self { samples, median, p99, spread })
     }
 }
@@ -34,8 +33,10 @@ fn sorted(samples: &[f64]) -> Option<Vec<f64>> {
     (!sorted.is_empty()).then_some(sorted)
 }
 
-fn sorted_middle(samples: &[f64]) -> Option<f64> {
-    sorted(samples).map(|sorted| middle(&sorted))
+/// The smallest sample that `share` of all are not above.
+fn rank(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).or(sorted.last()).copied()
 }
 
 fn middle(sorted: &[f64]) -> f64 {
@@ -80,10 +81,10 @@ mod tests {
     #[test]
     fn median_p99_and_spread_are_of_the_samples() {
         let figure = Figure::of(vec![3.0, 1.0, 2.0, 100.0]).unwrap();
-        assert_eq!((figure.median, figure.p99, figure.spread), (2.5, 100.0, 1.0));
+        assert_eq!((figure.median, figure.p99, figure.spread), (2.5, 100.0, 97.5));
         assert_eq!(figure.samples, [3.0, 1.0, 2.0, 100.0]);
         let many = Figure::of((1..=200).map(f64::from).collect()).unwrap();
-        assert_eq!((many.median, many.p99), (100.5, 198.0));
+        assert_eq!((many.median, many.p99, many.spread), (100.5, 198.0, 89.5));
         assert_eq!(Figure::of(Vec::new()), None);
         assert_eq!(Figure::of(vec![f64::NAN]), None);
     }

@@ -10,7 +10,7 @@ use crate::{Column, Context, host};
 /// Instances that are held at once.
 const MANY: usize = 10;
 /// Where a boot is long fewer have to do.
-const QUICK_MANY: usize = 3;
+const QUICK_MANY: usize = 2;
 /// Memory that was given back late is counted by nobody.
 const SETTLE: Duration = Duration::from_millis(300);
 const MIB: f64 = (1 << 20) as f64;
@@ -56,6 +56,7 @@ pub fn measure(context: &Context<'_>, report: &mut Report) {
             let each = own.max(used / many as f64);
             fit.entry(column).or_default().extend((each > 0.0).then(|| (before as f64 / MIB / each).floor()));
         }
+        held.iter_mut().for_each(Held::let_go);
     }
     report.add(row(Kind::Size, ("disk", "disk of the image, converted", "MiB"), false, false), disk);
     report.add(

@@ -10,7 +10,7 @@ use crate::{Column, Context};
 const BENCHMARKS: &[(&str, &str, &str, bool)] = &[
     ("integer", "integer arithmetic", "op/s", false),
     ("float", "floating point", "op/s", false),
-    ("memory_copy", "memory copy, 1 MiB blocks", "MiB/s", false),
+    ("memory_copy", "memory copy, 256 KiB blocks", "MiB/s", false),
     ("syscall", "system call", "op/s", true),
     ("fork_exec", "fork and exec", "op/s", true),
     ("context_switch", "switch of processes", "op/s", true),

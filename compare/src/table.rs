@@ -48,7 +48,7 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "phases of the middle start, {}, ms: {}", column.title(), phases.join(", "));
     }
     if !report.attempts.is_empty() {
-        let _ = writeln!(out, "\nISOLATION: what got through\n{}", attempts(report, &columns));
+        let _ = writeln!(out, "\nISOLATION: what got through\n{}", attempts(report, &report.tried()));
     }
     if !report.portability.is_empty() {
         let mut table = table(&columns);

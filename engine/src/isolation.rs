@@ -92,7 +92,7 @@ pub fn vm_only(spec: &ContainerSpec, name: &str, what: &'static str) -> Result<(
 pub fn warden_config(
     spec: &ContainerSpec,
     container: &Container,
-    attachment: &Attachment,
+    attachment: Option<&Attachment>,
     shares: Vec<PathBuf>,
 ) -> WardenConfig {
     use std::os::fd::AsRawFd as _;
@@ -104,7 +104,7 @@ pub fn warden_config(
         layer: spec.plan.writable().then(|| container.data().join("layer")),
         vsock: container.vsock(),
         control: container.control(),
-        network: attachment.namespace().map(|namespace| namespace.as_raw_fd()),
+        network: attachment.and_then(Attachment::namespace).map(|namespace| namespace.as_raw_fd()),
         limits: Limits {
             // What was asked for, without what a guest's kernel would need.
             memory: resources.memory.map(|_| u64::from(spec.machine.memory_mib) << 20),

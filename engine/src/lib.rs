@@ -29,13 +29,15 @@ pub mod resources;
 pub mod rewire;
 pub mod run;
 pub mod security;
+pub mod service;
 pub mod session;
 pub mod snapshot;
 pub mod stats;
 pub mod template;
 pub mod text;
 pub mod trace;
+pub mod verbs;
 pub mod volumes;
 
-pub use agent_protocol::PROTOCOL_VERSION;
 pub use agent_protocol::message::{GuestLimits, HostMessage, TerminalSize};
+pub use agent_protocol::{MAX_CHUNK, PROTOCOL_VERSION, STDIN_WINDOW};

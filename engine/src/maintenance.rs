@@ -1,5 +1,5 @@
 //! The files of a container that does not run: its disks in a machine of their own, in which nothing of the container
-//! runs, for as long as somebody works on them.
+//! runs, for as long as somebody works on them. A container that is no VM has a warden for them.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use agent_protocol::AGENT_PORT;
 use agent_protocol::message::HostMessage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm::config::VmEvent;
 
 use crate::container::Container;
 use crate::container::record::Record;
 use crate::dirs::Dirs;
 use crate::error::RunError;
-use crate::isolation::vm_only;
+use crate::isolation::{self, Isolation};
 use crate::network;
 use crate::process::VmProcess;
 use crate::process::events::Read;
 use crate::run::machine::Machine;
 use crate::run::warm::{Level, Warmer};
+use crate::session::SessionError;
 use crate::session::link::Link;
 use crate::session::signals::Signals;
 use crate::template::{Maker, Template};
@@ -25,7 +27,10 @@ use crate::template::{Maker, Template};
 /// What the guest gets to unmount the disks in.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A machine with a container's disks; the container cannot be started meanwhile.
+/// What a warden may take to mount the files.
+const WARDEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A machine or a warden with a container's disks; the container cannot be started meanwhile.
 pub struct Maintenance {
     vm: VmProcess,
     container: Container,
@@ -37,8 +42,10 @@ impl Maintenance {
     /// Brings up the machine of `record`, which does not run.
     pub fn open(dirs: &Dirs, record: &Record, notice: &dyn Fn(&str)) -> Result<Self, RunError> {
         let host = |action| move |source| RunError::Host { action, source };
-        vm_only(&record.spec, &record.name, "reaching the files of what does not run")?;
         let container = Container::open(dirs, &record.spec.id)?;
+        if record.spec.isolation != Isolation::Vm {
+            return Self::by_warden(record, container);
+        }
         let signals = Signals::block().map_err(host("watch signals"))?;
         let machine = Machine::of(&record.spec, dirs, container.data())?;
         let plan = &record.spec.plan;
@@ -61,6 +68,43 @@ impl Maintenance {
         let vm = maker.bring_up()?;
         let interfaces = maker.interfaces;
         Ok(Self { vm, container, _template: template, _interfaces: interfaces })
+    }
+
+    /// Brings up a warden that starts nothing.
+    fn by_warden(record: &Record, container: Container) -> Result<Self, RunError> {
+        isolation::check_host(record.spec.isolation)?;
+        for socket in [container.vsock(), container.control()] {
+            // Left by the life before.
+            let _ = std::fs::remove_file(socket);
+        }
+        let config = isolation::warden_config(&record.spec, &container, None, Vec::new());
+        let mut vm = VmProcess::spawn_warden(&config, None, &container.vmm_log())?;
+        container.record_vmm(vm.id())?;
+        let failed = |why: String| RunError::Session(SessionError::Vm(why));
+        let end = Instant::now() + WARDEN_TIMEOUT;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(failed("the files could not be mounted in time".to_owned()));
+            }
+            let _ = poll(
+                &mut [PollFd::from_borrowed_fd(vm.events_fd(), PollFlags::IN)],
+                Timespec::try_from(left).ok().as_ref(),
+            );
+            let events = match vm.events().read() {
+                Read::Events(events) => events,
+                Read::End => return Err(failed(format!("{}, before the files were mounted", vm.reap()))),
+            };
+            for event in events {
+                match event {
+                    VmEvent::Failed { message } => return Err(failed(message)),
+                    VmEvent::Started { .. } => {
+                        return Ok(Self { vm, container, _template: None, _interfaces: Vec::new() });
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 
     /// The socket of its vsock device.

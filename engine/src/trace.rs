@@ -1,7 +1,7 @@
 //! The phases of a start, from the command line to the first byte of output, without a gap between them.
 
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Ends of phases in CLOCK_MONOTONIC nanoseconds; each phase begins where the one before it ended.
 #[derive(Clone, Debug)]
@@ -10,6 +10,17 @@ pub struct Trace {
     ends: Vec<(String, u64)>,
     /// Processor time of others who worked on this start, in ns.
     others_cpu_ns: u64,
+    used: Option<Used>,
+}
+
+/// What a container took of its host from its start to its end.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Used {
+    /// Processor time in ns: of a VM, its VMM's with all vCPUs; else of the container's processes.
+    pub cpu_ns: u64,
+    /// The most memory in bytes: of a VM, its VMM's with all that the guest touched; else what its cgroup was charged
+    /// with. `None` where the host does not say (cgroup v2 before Linux 5.19).
+    pub peak_memory: Option<u64>,
 }
 
 /// A finished trace.
@@ -23,6 +34,8 @@ pub struct Report {
     pub total_ms: f64,
     /// Processor time of lighter's processes so far, without the VMM.
     pub cpu_ms: f64,
+    /// What the container took, where it has ended.
+    pub used: Option<Used>,
 }
 
 /// One phase.
@@ -37,7 +50,7 @@ pub struct Phase {
 impl Trace {
     /// Begins now.
     pub fn start() -> Self {
-        Self { start_ns: monotonic_ns(), ends: Vec::new(), others_cpu_ns: 0 }
+        Self { start_ns: monotonic_ns(), ends: Vec::new(), others_cpu_ns: 0, used: None }
     }
 
     /// The phase `name` ends now.
@@ -58,6 +71,16 @@ impl Trace {
         self.others_cpu_ns += cpu_ns;
     }
 
+    /// The container has ended.
+    pub fn set_used(&mut self, used: Option<Used>) {
+        self.used = used;
+    }
+
+    /// What it took.
+    pub fn used(&self) -> Option<Used> {
+        self.used
+    }
+
     /// Ends of the phases and processor time, for another process to take over.
     pub fn hand_over(&self) -> (Vec<(String, u64)>, u64) {
         (self.ends.clone(), nanoseconds(ClockId::ProcessCPUTime))
@@ -73,7 +96,13 @@ impl Trace {
             begin = *end;
         }
         let cpu_ms = ms(0, nanoseconds(ClockId::ProcessCPUTime) + self.others_cpu_ns);
-        Report { schema: "lighter.trace.v1", phases, total_ms: ms(self.start_ns, begin), cpu_ms }
+        Report {
+            schema: "lighter.trace.v1",
+            phases,
+            total_ms: ms(self.start_ns, begin),
+            cpu_ms,
+            used: self.used,
+        }
     }
 }
 

@@ -2,19 +2,21 @@
 //!
 //! Decoys come as `NAME=VALUE`: `boot` the host's boot ID, `marker` a word in the command line of a process of the
 //! host, `file` a file of the host whose content is that word, `port` a port on which the host's loopback interface
-//! answers, `socket` an abstract Unix socket of the host.
+//! answers, `socket` an abstract Unix socket of the host, `disk` the bytes that the host's disk has left. Of another
+//! instance ([`crate::neighbour`]): `neighbour` its word, `memory` where that is in its process, `address` its port.
 
 use std::ffi::CString;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddrV4;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::syscalls;
+use crate::{disk, neighbour, syscalls, tcp};
 
-type Found = (bool, String);
+/// Whether it worked, and what was found.
+pub type Found = (bool, String);
 type Attempt<'a> = (&'a str, Box<dyn Fn() -> Found + 'a>);
 
 /// Kernel interfaces below `/proc` and `/sys` that tell of the host or act on it.
@@ -45,6 +47,9 @@ const LEAKS: &[&str] = &[
     "/sys/fs/bpf",
 ];
 
+/// What instances of this program are called.
+const PROBE: &[u8] = b"/probe";
+
 /// Makes every attempt.
 pub fn run(decoys: &[&str]) {
     let decoy = |name: &str| {
@@ -66,6 +71,10 @@ pub fn run(decoys: &[&str]) {
         ("files", Box::new(|| files(decoy("file"), decoy("marker")))),
         ("loopback", Box::new(|| loopback(decoy("port")))),
         ("unix_socket", Box::new(|| unix_socket(decoy("socket")))),
+        ("disk_filler", Box::new(|| disk::filler(decoy("disk")))),
+        ("neighbour_files", Box::new(|| neighbour::files(decoy("neighbour")))),
+        ("neighbour_memory", Box::new(|| neighbour::memory(decoy("neighbour"), decoy("memory")))),
+        ("neighbour_network", Box::new(|| neighbour::network(decoy("neighbour"), decoy("address")))),
     ];
     for (name, attempt) in attempts {
         let (open, found) = attempt();
@@ -89,17 +98,26 @@ fn errno() -> std::io::Error {
     std::io::Error::last_os_error()
 }
 
-/// The process whose command line has the marker, but not ourselves, who were told it.
+/// The decoy: the process whose command line has the marker, but not ourselves, who were told it.
 fn marked(marker: &str) -> Option<i32> {
-    if marker.is_empty() {
-        return None;
-    }
-    let own = i32::try_from(std::process::id()).ok()?;
-    fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok().filter(|pid| *pid != own)?;
+    all_marked(marker).find(|(_, program)| program != PROBE).map(|(pid, _)| pid)
+}
+
+/// Of another instance's probe, whose command line has the word.
+pub fn neighbours(word: &str) -> impl Iterator<Item = i32> {
+    all_marked(word).filter(|(_, program)| program == PROBE).map(|(pid, _)| pid)
+}
+
+/// Processes with the word in their command line, but not this one, and their programs.
+fn all_marked(word: &str) -> impl Iterator<Item = (i32, Vec<u8>)> {
+    let (own, word) = (i32::try_from(std::process::id()).ok(), word.to_owned());
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(move |entry| {
+        let pid = entry.file_name().to_str()?.parse().ok().filter(|pid| Some(*pid) != own)?;
         let command = fs::read(entry.path().join("cmdline")).ok()?;
         let mut words = command.split(|byte| *byte == 0);
-        words.any(|word| word == marker.as_bytes()).then_some(pid)
+        let program = words.next()?.to_owned();
+        (!word.is_empty() && words.any(|other| other == word.as_bytes())).then_some((pid, program))
     })
 }
 
@@ -180,6 +198,7 @@ fn modules() -> Found {
     // SAFETY: no descriptor is open under this number, and the parameters are an empty string.
     unsafe { libc::syscall(libc::SYS_finit_module, -1, c"".as_ptr(), 0) };
     let error = errno();
+    // What a kernel says that has come to look at the module.
     match error.raw_os_error() {
         Some(libc::EBADF | libc::ENOEXEC | libc::EINVAL) => (true, "a module would be loaded".into()),
         _ => (false, error.to_string()),
@@ -242,8 +261,7 @@ fn files(path: &str, marker: &str) -> Found {
 
 fn loopback(port: &str) -> Found {
     let Ok(port) = port.parse::<u16>() else { return (false, "no decoy".into()) };
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+    match tcp::connect(SocketAddrV4::new([127, 0, 0, 1].into(), port), Duration::from_secs(5)) {
         Ok(_) => (true, "the host's loopback interface answers".into()),
         Err(error) => (false, error.to_string()),
     }
@@ -256,5 +274,50 @@ fn unix_socket(name: &str) -> Found {
     match UnixAddress::from_abstract_name(name).and_then(|address| UnixStream::connect_addr(&address)) {
         Ok(_) => (true, "an abstract socket of the host answers".into()),
         Err(error) => (false, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `finit_module` fails with in a thread whose kernel answers `errno`: a system call filter is a stand-in for
+    /// kernels with and without modules.
+    fn answered(errno: u32) -> Found {
+        let run = move || {
+            let statement = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+            let mut filter = [
+                // The number of the call.
+                statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+                statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_finit_module as u32, 0, 1),
+                statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno, 0, 0),
+                statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ];
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+            // SAFETY: the program is a live array of the length that it says; the filter is this thread's alone.
+            let set = unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+            };
+            assert_eq!(set, 0, "{}", errno_text());
+            modules()
+        };
+        std::thread::spawn(run).join().unwrap()
+    }
+
+    fn errno_text() -> String {
+        errno().to_string()
+    }
+
+    #[test]
+    fn a_module_would_be_loaded_where_the_kernel_looks_at_it() {
+        assert!(answered(libc::EBADF as u32).0);
+        assert!(!answered(libc::EPERM as u32).0 && !answered(libc::ENOSYS as u32).0);
+    }
+
+    #[test]
+    fn a_machines_own_kernel_is_nobody_elses() {
+        let found = || (true, "done".to_owned());
+        assert!(host_only(true, found()).0 && !host_only(false, found()).0);
     }
 }

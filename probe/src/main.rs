@@ -4,18 +4,20 @@
 //! probe speed MILLISECONDS [NAME…]     one line a benchmark: name, amount per second
 //! probe isolation [NAME=VALUE…]        one line an attempt: name, open|held, what was found
 //! probe fill MIB                       takes so much memory and says `filled`
-//! probe forks NUMBER WORD               as many processes more, then says `ready` and stays until its stdin ends
-//! probe hold                           says `ready` and stays until its stdin ends
+//! probe fill_disk PATH MIB             writes a file of that size and says `filled`, or why not
+//! probe hold [FORKS WORD]              says `ready`, its kernel and where it is, and stays until its stdin ends
 //! probe hello                          says `ready`
 //! ```
 //!
 //! Nothing here can harm the host: every attempt is bounded, and aims at decoys whose names it is given.
 
+mod disk;
 mod isolation;
+mod neighbour;
 mod speed;
 mod syscalls;
+mod tcp;
 
-use std::io::Read as _;
 use std::time::Duration;
 
 fn main() {
@@ -27,16 +29,13 @@ fn main() {
             speed::run(budget, only);
         }
         ["isolation", decoys @ ..] => isolation::run(decoys),
-        ["forks", number, _marker] => {
-            forks(number.parse().unwrap_or(0));
-            println!("ready");
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        }
         ["hello"] => println!("ready"),
-        ["hold"] => {
-            println!("ready");
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        }
+        ["hold"] => neighbour::hold(0, ""),
+        ["hold", number, word] => neighbour::hold(number.parse().unwrap_or(0), word),
+        ["fill_disk", path, mib] => match disk::fill(path, mib.parse::<u64>().unwrap_or(0) << 20) {
+            Ok(()) => println!("filled"),
+            Err(error) => println!("{error}"),
+        },
         ["fill", mib] => println!("{}", if fill(mib.parse().unwrap_or(0)) { "filled" } else { "refused" }),
         // What fork+exec starts.
         ["nothing"] => {}
@@ -48,9 +47,9 @@ fn main() {
 }
 
 /// Processes that end with this one's stdin, which they share, or after a minute.
-fn forks(number: u32) {
+pub fn forks(number: u32) {
     for _ in 0..number.min(100) {
-        // SAFETY: this program has one thread; the child only sleeps and leaves.
+        // SAFETY: this process still has one thread; the child only sleeps and leaves.
         unsafe {
             if libc::fork() == 0 {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::micro::{MEM_SIZE_MIB, Micro};
+use support::micro::Micro;
 
 kvm_tests!(a_guest_that_attacks_every_device_harms_nobody_but_itself);
 
@@ -74,21 +74,7 @@ struct Size {
 
 impl Size {
     fn of(guest: &Micro) -> Self {
-        let process = Path::new("/proc").join(guest.pid().to_string());
-        let descriptors = std::fs::read_dir(process.join("fd")).unwrap().count();
-        let maps = std::fs::read_to_string(process.join("smaps")).unwrap();
-        let (mut memory_kib, mut is_guests) = (0, false);
-        for line in maps.lines() {
-            let mut words = line.split_whitespace();
-            let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-            let kib = || second.parse::<u64>().unwrap_or(0);
-            match first {
-                "Size:" => is_guests = kib() >= u64::from(MEM_SIZE_MIB) << 9,
-                "Rss:" if !is_guests => memory_kib += kib(),
-                _ => {}
-            }
-        }
-        Size { memory_kib, descriptors }
+        Size { memory_kib: guest.memory_kib(), descriptors: guest.descriptors() }
     }
 }
 

@@ -34,8 +34,10 @@ fn main() -> std::process::ExitCode {
     support::main_lacking(tests, VolatileDisk::open(vec![0; 512]).err())
 }
 
-/// Longest time that a writer runs before the power is cut.
-const LONGEST_RUN: Duration = Duration::from_millis(60);
+/// Transactions that a writer commits at most before its power is cut ...
+const MOST_COMMITS: u64 = 4;
+/// ... and longest time after that.
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 
 /// What one series of cuts came to.
 #[derive(Debug, Default)]
@@ -73,7 +75,13 @@ fn cut_often(cuts: u32, engine: &str, words: &str) -> Outcome {
         });
         let mut guest = Micro::start(&format!("micro.test=write micro.from={number} {words}"), &config);
         let mut said = guest.wait_for("ready\n");
-        std::thread::sleep(Duration::from_micros(random.below(LONGEST_RUN.as_micros() as u64)));
+        let commits = random.below(MOST_COMMITS) as usize;
+        while said.matches("ack").count() < commits {
+            let more = guest.read();
+            assert!(!more.is_empty(), "the writer ended: {said}{}", guest.log());
+            said.push_str(&more);
+        }
+        std::thread::sleep(Duration::from_micros(random.below(LONGEST_WAIT.as_micros() as u64)));
         // Nothing, all or any half of the cache makes it.
         let luck = random.below(4);
         outcome.lost_sectors += disk.cut(|| match luck {

@@ -7,20 +7,23 @@ use std::path::Path;
 
 use agent::failure::{Context as _, Failure};
 use agent::process::{First, Process, capabilities, spawn};
+use agent::tools::Place;
 use agent_protocol::message::{ContainerPlan, ProcessPlan};
 use agent_protocol::mount::{MountPlan, MountSource};
 use rustix::fs::{CWD, FileType};
 use rustix::mount::{MountFlags, OpenTreeFlags, mount, mount_remount, open_tree};
-use rustix::process::{chdir, chroot};
+use rustix::process::{Pid, chdir, chroot};
 
 use crate::cgroup::Track;
 use crate::names::ROOT;
+use crate::place::Base;
 use crate::wards::Kind;
 use crate::{WardenConfig, cgroup, idmap, names, root};
 
 /// A process with another root.
 pub struct Bare {
     id: String,
+    base: Base,
     track: Track,
     /// What the plan's mounts name by number.
     shares: Vec<OwnedFd>,
@@ -44,6 +47,7 @@ impl Bare {
         let sys = open_tree(CWD, "/sys", flags).during("take /sys")?;
         let shares = (0..config.shares.len()).map(|number| idmap::copy_of(Path::new(&names::share(number))));
         let shares = shares.collect::<Result<Vec<_>, _>>()?;
+        let base = Base::open()?;
         chdir(ROOT)
             .and_then(|()| chroot("."))
             .and_then(|()| chdir("/"))
@@ -58,6 +62,7 @@ impl Bare {
         }
         Ok(Self {
             id: config.id.clone(),
+            base,
             track: Track::make(&config.id)?,
             shares,
             capabilities: own_capabilities(),
@@ -77,6 +82,7 @@ impl Bare {
                 mount("tmpfs", target, "tmpfs", flags, Some(data.as_c_str())).during(&during)?;
             }
             MountSource::Disk { .. } => return Err(Failure::agent("a volume that is a disk needs a VM")),
+            MountSource::Secrets(_) => return Err(Failure::agent("secrets need a VM")),
             MountSource::Share(number) => {
                 let share = self.shares.get(usize::from(*number));
                 let share = share.ok_or_else(|| Failure::agent("a mount of nothing"))?;
@@ -111,6 +117,14 @@ impl Kind for Bare {
 
     fn exec(&mut self, plan: &ProcessPlan) -> Result<Process, Failure> {
         self.spawn(plan)
+    }
+
+    fn place(&self, _: Option<Pid>) -> Place<'_> {
+        self.base.of_bare()
+    }
+
+    fn end(&mut self) {
+        cgroup::kill(&self.id);
     }
 
     fn leave(&mut self) {

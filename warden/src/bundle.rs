@@ -127,6 +127,8 @@ fn volume(plan: &MountPlan) -> Option<Value> {
         MountSource::Disk { .. } => return None,
         MountSource::Share(number) => json!({"destination": plan.target, "type": "bind",
             "source": names::share(usize::from(*number)), "options": ["rbind", access]}),
+        // Refused before; what they hold must not get into the bundle, which is on a disk.
+        MountSource::Secrets(_) => json!({"destination": plan.target, "type": "tmpfs", "source": "tmpfs"}),
         MountSource::Tmpfs { flags, data } => {
             // Flags of mount(2), as the OCI runtime names them.
             let names = [(1, "ro"), (2, "nosuid"), (4, "nodev"), (8, "noexec"), (1024, "noatime")];

@@ -6,11 +6,15 @@ use std::os::fd::AsFd as _;
 use agent::failure::{Context as _, Failure, check};
 use agent::network;
 use agent::process::{Process, stdio};
+use agent::resolver::Resolver;
+use agent::tools::Place;
 use agent_protocol::message::{ContainerPlan, NetworkPlan, ProcessPlan};
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::names::{BASE, BUNDLE};
+use crate::place::Base;
+use crate::questions::Keeper;
 use crate::runc::{Runc, Streams};
 use crate::wards::Kind;
 use crate::{WardenConfig, bundle, cgroup, files, idmap, root};
@@ -19,16 +23,21 @@ use crate::{WardenConfig, bundle, cgroup, files, idmap, root};
 pub struct Contained {
     config: WardenConfig,
     runc: Runc,
+    base: Base,
+    /// Until the container starts.
+    keeper: Option<Keeper>,
+    resolver: Option<Resolver>,
 }
 
 impl Contained {
     /// Makes what it needs in the warden's namespaces.
-    pub fn prepare(config: &WardenConfig) -> Result<Self, Failure> {
+    pub fn prepare(config: &WardenConfig, keeper: Keeper) -> Result<Self, Failure> {
         let runc = Runc::find(&config.id)?;
         // The runtime hands nodes on, and the host's may be closed to others.
         root::mount_dev(&format!("{BASE}/dev"))?;
         rustix::mount::mount_move(format!("{BASE}/dev"), "/dev").during("lay nodes over /dev")?;
-        Ok(Self { config: config.clone(), runc })
+        let (base, keeper, resolver) = (Base::open()?, Some(keeper), None);
+        Ok(Self { config: config.clone(), runc, base, keeper, resolver })
     }
 }
 
@@ -38,7 +47,7 @@ impl Kind for Contained {
         let config = bundle::config(&self.config, plan, &files::account(&plan.process)?);
         write_json(&format!("{BUNDLE}/config.json"), &config)?;
         let process = launch(&plan.process, |streams| self.runc.create(streams))?;
-        connect(process.pid(), plan.network.as_ref())?;
+        self.resolver = connect(process.pid(), plan.network.as_ref(), self.keeper.take())?;
         self.runc.start()?;
         Ok(process)
     }
@@ -47,6 +56,19 @@ impl Kind for Contained {
         let file = format!("{BUNDLE}/process.json");
         write_json(&file, &bundle::process(plan, &files::account(plan)?))?;
         launch(plan, |streams| self.runc.exec(&file, streams))
+    }
+
+    fn place(&self, main: Option<Pid>) -> Place<'_> {
+        self.base.of_contained(main, idmap::base(&self.config.id))
+    }
+
+    fn resolver(&mut self) -> Option<&mut Resolver> {
+        self.resolver.as_mut()
+    }
+
+    /// With its init the kernel ended everything else.
+    fn end(&mut self) {
+        self.resolver = None;
     }
 
     fn leave(&mut self) {
@@ -80,7 +102,12 @@ fn launch(
 }
 
 /// Gives the container `pid` its interfaces, which are in the warden's network namespace, and configures them there.
-fn connect(pid: Pid, plan: Option<&NetworkPlan>) -> Result<(), Failure> {
+/// Questions for names are taken there too, where the plan wants it.
+fn connect(
+    pid: Pid,
+    plan: Option<&NetworkPlan>,
+    keeper: Option<Keeper>,
+) -> Result<Option<Resolver>, Failure> {
     let number = pid.as_raw_nonzero().get();
     let interfaces = plan.map_or(0, |plan| plan.interfaces.len());
     if interfaces > 0 {
@@ -94,7 +121,10 @@ fn connect(pid: Pid, plan: Option<&NetworkPlan>) -> Result<(), Failure> {
             .during("change networks")
     };
     enter(&namespace)?;
-    let configured = network::prepare().and_then(|_| plan.map_or(Ok(()), network::configure));
+    let keeper = keeper.filter(|_| plan.is_some_and(|plan| plan.resolver));
+    let configured = network::prepare()
+        .and_then(|_| plan.map_or(Ok(()), network::configure))
+        .and_then(|()| keeper.map(|keeper| Resolver::open(keeper.connect())).transpose());
     enter(&own)?;
     configured
 }

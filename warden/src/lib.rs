@@ -23,6 +23,8 @@ mod idmap;
 mod life;
 mod limits;
 mod names;
+mod place;
+mod questions;
 mod root;
 mod runc;
 mod seccomp;

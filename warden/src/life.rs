@@ -9,6 +9,7 @@ use std::time::Duration;
 use agent::clock;
 use agent::event_loop::{child_signals, status_of};
 use agent::failure::{Context as _, Failure, check};
+use agent::resolver::Resolver;
 use agent::session::{Interest, Session};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -18,6 +19,7 @@ use vmm::config::VmEvent;
 
 use crate::bare::Bare;
 use crate::contained::{self, Contained};
+use crate::questions::Keeper;
 use crate::wards::{Kind, Wards};
 use crate::{Isolation, WardenConfig, control, idmap, root};
 
@@ -128,6 +130,7 @@ fn serve(
     let children = child_signals()?;
     // Whatever leaves its parent in the container comes to us.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).during("take orphans")?;
+    let keeper = Keeper::of(&config.vsock)?;
     if let Some(network) = config.network {
         contained::enter_network(network)?;
     }
@@ -135,7 +138,7 @@ fn serve(
     // A change of identity, as mounting may need, has taken it back (prctl(2)).
     die_with_parent()?;
     let kind: Box<dyn Kind> = match config.isolation {
-        Isolation::Container => Box::new(Contained::prepare(config)?),
+        Isolation::Container => Box::new(Contained::prepare(config, keeper)?),
         _ => Box::new(Bare::enter(config)?),
     };
     let now = vmm::clock::monotonic_ns();
@@ -173,7 +176,7 @@ impl Warden {
         let began_ns = clock::boottime_ns();
         let mut called = false;
         loop {
-            let ready = self.wait()?;
+            let ready = self.wait(wards.resolver())?;
             if ready.children {
                 self.reap();
             }
@@ -184,7 +187,7 @@ impl Warden {
                 control::serve(&self.requests, &self.id);
             }
             if ready.is_alone || wards.is_over(called && self.sessions.iter().all(Session::is_closed)) {
-                agent::session::Ward::main_ended(&mut wards);
+                wards.leave();
                 return Ok(0);
             }
             self.sessions.retain(|session| !session.is_over());
@@ -197,7 +200,8 @@ impl Warden {
         }
     }
 
-    fn wait(&self) -> Result<Ready, Failure> {
+    /// One `poll` over everything that anybody waits for. Who answers questions for names has its turn here.
+    fn wait(&self, resolver: Option<&mut Resolver>) -> Result<Ready, Failure> {
         let interests: Vec<_> = self.sessions.iter().map(Session::interest).collect();
         let fixed = [self.children.as_fd(), self.requests.as_fd(), self.listener.as_fd()];
         let mut fds: Vec<_> =
@@ -206,16 +210,23 @@ impl Warden {
         for interest in &interests {
             fds.extend(interest.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         }
+        let helper = resolver.as_ref().map(|resolver| resolver.interest()).unwrap_or_default();
+        fds.extend(helper.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).during("poll"),
         }
-        let mut results = fds.iter().map(PollFd::revents);
+        let events: Vec<_> = fds.iter().map(PollFd::revents).collect();
+        let mut results = events.into_iter();
         let mut is_ready = || results.next().is_some_and(|events| events.contains(PollFlags::IN));
         let (children, requests) = (is_ready(), is_ready());
         is_ready();
         let is_alone = results.next().is_some_and(|events| events.contains(PollFlags::ERR));
         let sessions = interests.iter().map(|interest| interest.answer(&mut results)).collect();
+        drop((fds, helper));
+        if let Some(resolver) = resolver {
+            resolver.serve(&mut results);
+        }
         Ok(Ready { children, requests, is_alone, sessions })
     }
 

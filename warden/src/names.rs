@@ -5,10 +5,14 @@
 
 /// Covered by the memory file system.
 pub const BASE: &str = "/mnt";
-/// The image, read-only.
+/// The image, read-only, with its own user IDs.
 pub const IMAGE: &str = "/mnt/image";
+/// The same with the IDs that the container's users have on the host.
+pub const MAPPED: &str = "/mnt/mapped";
 /// Directory with the writable layer's `upper` and `work`.
 pub const LAYER: &str = "/mnt/layer";
+/// The same with the container's own user IDs.
+pub const CHANGES: &str = "/mnt/changes";
 /// The container's root.
 pub const ROOT: &str = "/mnt/root";
 /// The OCI runtime's bundle and state, and the files that are laid over the image's.

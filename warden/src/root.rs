@@ -11,7 +11,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
 
-use crate::names::{BASE, BUNDLE, IMAGE, LAYER, ROOT};
+use crate::names::{BASE, BUNDLE, CHANGES, IMAGE, LAYER, MAPPED, ROOT};
 use crate::{Isolation, WardenConfig, idmap, names};
 
 /// Nodes of `/dev`: name, major, minor.
@@ -36,7 +36,7 @@ pub fn make(config: &WardenConfig) -> Result<(), Failure> {
     let shares = config.shares.iter().map(|path| share(path)).collect::<Result<Vec<_>, _>>()?;
     mount("warden", BASE, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, Some(c"mode=755"))
         .during(&format!("mount a memory file system on {BASE}"))?;
-    for directory in [IMAGE, LAYER, ROOT, BUNDLE] {
+    for directory in [IMAGE, MAPPED, LAYER, CHANGES, ROOT, BUNDLE] {
         fs::create_dir(directory).during(directory)?;
     }
     for (number, (share, is_directory)) in shares.iter().enumerate() {
@@ -48,20 +48,23 @@ pub fn make(config: &WardenConfig) -> Result<(), Failure> {
         idmap::place(share, &path, map)?;
     }
     mount_image(&image)?;
-    if map.is_some() {
-        idmap::place(&idmap::copy_of(Path::new(IMAGE))?, IMAGE, map)?;
-    }
+    idmap::place(&idmap::copy_of(Path::new(IMAGE))?, MAPPED, map)?;
     match &layer {
-        Some(layer) => idmap::place(layer, LAYER, map)?,
+        Some([layer, changes]) => {
+            idmap::place(layer, LAYER, map)?;
+            idmap::place(changes, CHANGES, None)?;
+        }
         None => {
-            for directory in ["upper", "work"].map(|name| format!("{LAYER}/{name}")) {
+            for directory in [(LAYER, "upper"), (LAYER, "work"), (CHANGES, "upper")]
+                .map(|(parent, name)| format!("{parent}/{name}"))
+            {
                 fs::create_dir(&directory)
                     .and_then(|()| chown(&directory, owner, owner))
                     .during(&directory)?;
             }
         }
     }
-    let options = CString::new(format!("lowerdir={IMAGE},upperdir={LAYER}/upper,workdir={LAYER}/work"))
+    let options = CString::new(format!("lowerdir={MAPPED},upperdir={LAYER}/upper,workdir={LAYER}/work"))
         .map_err(|_| Failure::agent("invariant: constant paths hold no NUL"))?;
     let mounted =
         as_owner(owner, || mount("overlay", ROOT, "overlay", MountFlags::empty(), Some(options.as_c_str())))?;
@@ -97,15 +100,15 @@ fn share(path: &Path) -> Result<(OwnedFd, bool), Failure> {
     Ok((idmap::copy_of(path)?, is_directory))
 }
 
-/// The writable layer's directory as a detached mount.
-fn layer(path: &Path) -> Result<OwnedFd, Failure> {
+/// The writable layer's directory as two detached mounts.
+fn layer(path: &Path) -> Result<[OwnedFd; 2], Failure> {
     for directory in [path.to_owned(), path.join("upper"), path.join("work")] {
         match fs::create_dir(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => made.during(&format!("make {}", directory.display()))?,
         }
     }
-    idmap::copy_of(path)
+    Ok([idmap::copy_of(path)?, idmap::copy_of(path)?])
 }
 
 /// Mounts the image right from its file (Linux 6.12), or from a loop device.

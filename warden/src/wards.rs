@@ -2,6 +2,7 @@
 
 use agent::failure::Failure;
 use agent::process::Process;
+use agent::resolver::Resolver;
 use agent::session::Ward;
 use agent::tools;
 use agent_protocol::message::{ContainerPlan, InterfacePlan, ProcessPlan, RootPlan, Usage};
@@ -16,7 +17,15 @@ pub trait Kind {
     fn start(&mut self, plan: &ContainerPlan) -> Result<Process, Failure>;
     /// Starts one more process.
     fn exec(&mut self, plan: &ProcessPlan) -> Result<Process, Failure>;
-    /// Ends whatever is left.
+    /// Where the files are, of a container whose main process is `main`, or that has none.
+    fn place(&self, main: Option<Pid>) -> tools::Place<'_>;
+    /// Who answers its questions for names, if that is up to us.
+    fn resolver(&mut self) -> Option<&mut Resolver> {
+        None
+    }
+    /// The main process is gone: nothing else of the container may go on.
+    fn end(&mut self);
+    /// Removes whatever is left.
     fn leave(&mut self);
 }
 
@@ -42,6 +51,17 @@ impl Wards {
     /// The container `id`, which `kind` holds.
     pub fn new(id: &str, kind: Box<dyn Kind>) -> Self {
         Self { id: id.to_owned(), kind, state: State::Idle, off: false }
+    }
+
+    /// Who answers questions for names.
+    pub fn resolver(&mut self) -> Option<&mut Resolver> {
+        self.kind.resolver()
+    }
+
+    /// Removes whatever is left. Until then the keeper reads what the container has used.
+    pub fn leave(&mut self) {
+        self.kind.end();
+        self.kind.leave();
     }
 
     /// It is time to go: the host said so, or the container is over and the host hung up.
@@ -92,7 +112,7 @@ impl Ward for Wards {
 
     fn main_ended(&mut self) {
         self.state = State::Ended;
-        self.kind.leave();
+        self.kind.end();
     }
 
     fn request_power_off(&mut self) {
@@ -100,7 +120,11 @@ impl Ward for Wards {
     }
 
     fn place_for_tools(&self) -> Result<tools::Place<'_>, Failure> {
-        Err(Failure::agent("cp, diff, export and commit need --isolation vm"))
+        match self.state {
+            State::Idle => Ok(self.kind.place(None)),
+            State::Running(main) => Ok(self.kind.place(Some(main))),
+            State::Ended => Err(Failure::agent("the container is not running")),
+        }
     }
 
     fn connect(&mut self, _: Option<u8>, _: &InterfacePlan) -> Result<(), Failure> {

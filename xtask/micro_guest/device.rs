@@ -7,6 +7,7 @@ use crate::{fail, memory};
 /// Device IDs.
 pub const NET: u32 = 1;
 pub const BLOCK: u32 = 2;
+pub const VSOCK: u32 = 19;
 
 const MAGIC: u32 = 0x7472_6976;
 const VERSION_1: u64 = 1 << 32;
@@ -94,6 +95,11 @@ impl Device {
     /// The queues are ready.
     pub fn go(&self) {
         self.set(STATUS, ACKNOWLEDGE_DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+
+    /// Tells the device that queue `index` has something, whether it has or not.
+    pub fn notify(&self, index: u32) {
+        self.set(QUEUE_NOTIFY, index);
     }
 
     /// A word of the configuration space.

@@ -16,6 +16,7 @@ mod boot;
 mod chaos;
 mod console;
 mod device;
+mod flood;
 mod ledger;
 mod memory;
 mod net;
@@ -33,6 +34,7 @@ extern "C" fn main(boot: u64, pvh: u64) -> ! {
         b"send" => net::send(&options, device::NET),
         b"echo" => net::echo(&options, device::NET),
         b"chaos" => chaos::run(&options),
+        b"flood" => flood::run(&options),
         b"write" => writer::run(&options),
         _ => fail("no such test"),
     }

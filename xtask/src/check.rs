@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 
-use crate::{build, step};
+use crate::{build, dependencies, lessons, step};
 
 /// For each crate, our own crates that it may depend on. Tests and xtask may use any.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -15,11 +15,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("archive", &[]),
     ("compare", &["programs"]),
     ("devices", &[]),
+    ("engine_api", &["compare", "engine", "images", "vmm"]),
     ("engine", &["agent_protocol", "archive", "images", "jailer", "programs", "shares", "vmm", "warden"]),
     ("hostile", &["agent_protocol", "api_server", "arch", "devices", "engine", "images", "vmm"]),
     ("images", &[]),
     ("jailer", &[]),
-    ("lighter", &["compare", "engine", "images", "vmm", "warden"]),
+    ("lighter", &["compare", "engine", "engine_api", "images", "vmm", "warden"]),
     ("probe", &[]),
     ("programs", &[]),
     ("shares", &["jailer"]),
@@ -33,6 +34,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[("kvm-ioctls", &["vmm"]), ("virtio-queue",
 /// Runs every check that needs no test.
 pub fn run() -> anyhow::Result<()> {
     step::step("arrows between crates", arrows)?;
+    step::step("dependencies", dependencies::check)?;
+    step::step("tests that the lessons name", lessons::check)?;
     step::step("formatting", || step::run(build::cargo().args(["fmt", "--all", "--check"])))?;
     step::step("lints", || {
         step::run(build::cargo().args([
@@ -51,7 +54,7 @@ pub fn run() -> anyhow::Result<()> {
 fn arrows() -> anyhow::Result<()> {
     let metadata =
         step::run_quietly(build::cargo().args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
-    let faults = faults(&dependencies(&serde_json::from_str(&metadata)?));
+    let faults = faults(&needs(&serde_json::from_str(&metadata)?));
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));
     }
@@ -59,7 +62,7 @@ fn arrows() -> anyhow::Result<()> {
 }
 
 /// Crate name to the names of what it needs to run.
-fn dependencies(metadata: &serde_json::Value) -> BTreeMap<String, Vec<String>> {
+fn needs(metadata: &serde_json::Value) -> BTreeMap<String, Vec<String>> {
     let name = |value: &serde_json::Value| value["name"].as_str().unwrap_or_default().to_owned();
     let normal = |dependency: &&serde_json::Value| dependency["kind"].is_null();
     let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();

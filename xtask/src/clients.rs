@@ -1,6 +1,7 @@
-//! Clients of Firecracker's API, unmodified, against lighter's VMM. Needs the network and npx, so no part of `test`.
+//! Clients of Firecracker's API, unmodified, against lighter's VMM. Those in Rust need npx and minutes to build, so they
+//! are no part of `test`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -9,6 +10,8 @@ use crate::{build, deps, kernel, step};
 
 /// The client in Python that is installed, with its version.
 const PYTHON_CLIENT: &str = "firecracker-python==0.0.5";
+/// It has ended by then, in seconds, or it hangs.
+const PATIENCE: &str = "240";
 
 /// Builds the clients and runs them.
 pub fn run() -> anyhow::Result<()> {
@@ -26,13 +29,26 @@ pub fn run() -> anyhow::Result<()> {
         // fc-api converts Firecracker's description with a program that npx fetches.
         step::run(command.env("npm_config_yes", "true"))
     })?;
+    run_python(&install_python(target)?, &vmm, &kernel)
+}
+
+/// Installs the client in Python and gives the interpreter that has it. Needs PyPI, by pip.
+pub fn install_python(target: &Path) -> anyhow::Result<PathBuf> {
+    let environment = target.join("clients-python");
+    let program = |name: &str| environment.join("bin").join(name);
+    if !program("pip").exists() {
+        step::run_quietly(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    }
+    let mut pip = Command::new(program("pip"));
+    step::run_quietly(pip.args(["install", "--quiet", "--timeout", "30", PYTHON_CLIENT]))?;
+    Ok(program("python"))
+}
+
+/// Runs it against `vmm`.
+pub fn run_python(python: &Path, vmm: &Path, kernel: &Path) -> anyhow::Result<()> {
     step::step("firecracker-python", || {
-        let environment = target.join("clients-python");
-        if !environment.join("bin/pip").exists() {
-            step::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
-        }
-        let program = |name: &str| Command::new(environment.join("bin").join(name));
-        step::run(program("pip").args(["install", "--quiet", PYTHON_CLIENT]))?;
-        step::run(program("python").args([&clients.join("firecracker_python.py"), Path::new(&vmm), &kernel]))
+        let script = build::repository().join("tests/clients/firecracker_python.py");
+        let mut command = Command::new("timeout");
+        step::run(command.arg(PATIENCE).args([python, &script, vmm, kernel]))
     })
 }

@@ -7,9 +7,12 @@ mod build;
 mod check;
 mod clients;
 mod demo;
+mod dependencies;
 mod deps;
 mod distribution_kernel;
 mod kernel;
+mod lessons;
+mod schemathesis;
 mod step;
 mod test;
 

@@ -1,11 +1,12 @@
 //! Everything that CI runs, and a closing line that counts what passed, failed and was skipped.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
 
-use crate::{build, check, deps, distribution_kernel, kernel, step};
+use crate::{build, check, clients, deps, distribution_kernel, kernel, schemathesis, step};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -41,6 +42,12 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
             eprintln!("no kernel of a distribution, so its test is skipped: {error:#}");
             None
         });
+    let schemathesis = schemathesis::ensure(target).inspect_err(|error| {
+        eprintln!("no schemathesis, so its tests are skipped: {error:#}");
+    });
+    let python = clients::install_python(target).inspect_err(|error| {
+        eprintln!("no firecracker-python, so it is skipped: {error:#}");
+    });
     let templates = tempfile::tempdir().context("no place for the tests' templates")?;
     let mut counts = Counts::default();
     // The feature is in no other build, so that nothing that is delivered has it.
@@ -56,6 +63,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
                 .env("LIGHTER_KERNEL", &kernel)
                 .env("LIGHTER_BIN", &lighter)
                 .env("LIGHTER_TEST_TEMPLATES", templates.path())
+                .envs(schemathesis.as_ref().ok().map(|path| ("LIGHTER_SCHEMATHESIS", path)))
                 .envs(distribution.as_ref().map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped());
@@ -75,6 +83,11 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     };
     let whole = suite("tests", &["--workspace"], &mut counts);
     let outcome = whole.and(suite("tests of a VMM that was taken over", &taken_over, &mut counts));
+    let client = match (&python, args.filter.is_none() && Path::new("/dev/kvm").exists()) {
+        (Ok(python), true) => clients::run_python(python, &build::vmm(&lighter)?, &kernel),
+        _ => Ok(()),
+    };
+    let outcome = outcome.and(client);
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
     outcome
 }

@@ -11,6 +11,8 @@ pub mod root;
 mod shares;
 mod ward;
 
+use std::path::Path;
+
 use agent_protocol::message::{ContainerPlan, FailureKind, NetworkPlan, ProcessPlan, RootPlan};
 use rustix::process::Pid;
 
@@ -18,7 +20,7 @@ use crate::failure::{Context, Failure};
 use crate::forward::Forwarder;
 use crate::process::{self, First, Process};
 use crate::resolver::Resolver;
-use crate::{clock, network, tools};
+use crate::{clock, network, tools, transport};
 
 /// ```text
 /// Idle -> prepare -> Prepared -> enter -> Entered -> start_main -> Running -> main_ended -> Ended
@@ -67,7 +69,7 @@ impl Container {
         // Whatever fails from here on, it cannot be tried again.
         self.state = State::Ended;
         if network::prepare()? > 0 {
-            self.resolver = Some(Resolver::open()?);
+            self.resolver = Some(Resolver::open(Box::new(transport::connect_later))?);
         }
         let (files, overlays) = files::make()?;
         let outside = root::enter(plan)?;
@@ -137,7 +139,12 @@ impl Container {
         match (self.state, &self.prepared) {
             (State::Prepared | State::Entered | State::Running(_), Some(prepared)) => {
                 let writable = prepared.root.writable_device.as_deref();
-                Ok(tools::Place { outside: prepared.outside.root(), writable })
+                let enter = Box::new(|mounts| match mounts {
+                    tools::Mounts::With => Ok(()),
+                    tools::Mounts::Without => tools::go_below_mounts(),
+                });
+                let (upper, image) = (Path::new(root::UPPER), Path::new(root::IMAGE));
+                Ok(tools::Place { outside: prepared.outside.root(), upper, image, writable, enter })
             }
             _ => Err(Failure::agent("the container is not running")),
         }

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use agent_protocol::mount::{MountPlan, MountSource, SHARES_TAG, VOLUME_ROOT};
+use agent_protocol::mount::{MountPlan, MountSource, SHARES_TAG, Secret, VOLUME_ROOT};
 use rustix::fs::{Access, CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
 use rustix::process::{chdir, fchdir};
@@ -46,7 +46,7 @@ fn open_all(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, Failure> {
         let path = match &plan.source {
             MountSource::Share(number) => format!("{SHARES}/{number}"),
             MountSource::Disk { device, slot } => mount_disk(device, *slot, plan.read_only)?,
-            MountSource::Tmpfs { .. } => return Ok(None),
+            MountSource::Tmpfs { .. } | MountSource::Secrets(_) => return Ok(None),
         };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, &path, flags).during(&path).map(Some)
@@ -105,5 +105,23 @@ fn place(plan: &MountPlan, tree: Option<OwnedFd>) -> Result<(), Failure> {
             Ok(())
         }
         (MountSource::Share(_) | MountSource::Disk { .. }, None) => Ok(()),
+        (MountSource::Secrets(secrets), _) => place_secrets(target, secrets),
     }
+}
+
+/// Files in memory that nobody changes; every user of the container may read them, whatever it runs as.
+fn place_secrets(target: &str, secrets: &[Secret]) -> Result<(), Failure> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_at("tmpfs", target, "tmpfs", flags, Some(c"mode=755,size=1m"))?;
+    for secret in secrets {
+        let path = format!("{target}/{}", secret.name);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(CWD, &path, flags, Mode::from_raw_mode(0o444)).during(&path)?;
+        let mut rest = secret.content.as_slice();
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest).during(&path)?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+    }
+    mount_remount(target, MountFlags::BIND | MountFlags::RDONLY | flags, c"").during(target)
 }

@@ -12,7 +12,7 @@ mod extents;
 mod tests;
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use agent_protocol::frame::Decoder;
@@ -22,7 +22,6 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{chdir, chroot, fchdir};
 
-use crate::container::root::{IMAGE, UPPER};
 use crate::failure::{Context as _, Failure, check};
 use channel::{Channel, Input, Output};
 use disks::Disks;
@@ -31,10 +30,25 @@ type Result<T> = std::result::Result<T, ArchiveError>;
 
 /// Where a container's files are.
 pub struct Place<'a> {
-    /// The agent's own root.
+    /// The root from which `upper` and `image` are seen: the agent's own.
     pub outside: BorrowedFd<'a>,
+    /// What the container wrote.
+    pub upper: &'a Path,
+    /// Its image.
+    pub image: &'a Path,
     /// The writable layer's block device.
     pub writable: Option<&'a str>,
+    /// Makes the container's root that of the process. It finds everything by paths: the tool has no descriptors.
+    pub enter: Box<dyn Fn(Mounts) -> io::Result<()> + 'a>,
+}
+
+/// What a tool is to see of a container's root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// All that its processes see.
+    With,
+    /// Its own file system alone.
+    Without,
 }
 
 /// Forks a tool that goes on with the connection `stream`. `decoder` has what came behind the plan, `unsent` what is to
@@ -55,8 +69,7 @@ pub fn spawn(
     let code = match take_descriptors(stream, place.outside) {
         Ok((stream, outside)) => {
             let mut channel = Channel::new(stream, decoder, unsent.to_vec());
-            let writable = place.writable.filter(|_| on_disk);
-            let result = run(&plan, &outside, writable, &mut channel);
+            let result = run(&plan, &place, &outside, on_disk, &mut channel);
             i32::from(channel.finish(result).is_err())
         }
         Err(_) => 1,
@@ -79,20 +92,28 @@ fn take_descriptors(stream: &OwnedFd, outside: BorrowedFd<'_>) -> io::Result<(Ow
     }
 }
 
-fn run(plan: &ToolPlan, outside: &OwnedFd, writable: Option<&str>, channel: &mut Channel) -> Result<()> {
-    let disks = writable.and_then(|device| Disks::find(outside, device));
+fn run(
+    plan: &ToolPlan,
+    place: &Place<'_>,
+    outside: &OwnedFd,
+    on_disk: bool,
+    channel: &mut Channel,
+) -> Result<()> {
+    let disks = place.writable.filter(|_| on_disk).and_then(|device| Disks::find(outside, device));
+    let enter = |mounts| (place.enter)(mounts).on("enter", Path::new("the container's root"));
     match plan {
         ToolPlan::Changes { ignored } => {
-            go_outside(outside).on("go to", Path::new("the agent's root"))?;
+            go_to(outside).on("go to", Path::new("the agent's root"))?;
             channel.started()?;
-            changes::list(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel, disks))
+            changes::list(place.upper, place.image, ignored, &mut Output::new(channel, disks))
         }
         ToolPlan::ChangesArchive { ignored } => {
-            go_outside(outside).on("go to", Path::new("the agent's root"))?;
+            go_to(outside).on("go to", Path::new("the agent's root"))?;
             channel.started()?;
-            changes::archive(Path::new(UPPER), Path::new(IMAGE), ignored, &mut Output::new(channel, disks))
+            changes::archive(place.upper, place.image, ignored, &mut Output::new(channel, disks))
         }
         ToolPlan::Read { path, name, follow } => {
+            enter(Mounts::With)?;
             let tree = Tree::find(&Path::new("/").join(path), *follow)?;
             channel.started()?;
             let mut output = Output::new(channel, disks);
@@ -101,11 +122,14 @@ fn run(plan: &ToolPlan, outside: &OwnedFd, writable: Option<&str>, channel: &mut
             tree.pack(name, &mut output)
         }
         ToolPlan::ReadRoot => {
-            go_below_mounts().on("copy the mount of", Path::new("/"))?;
+            enter(Mounts::Without)?;
             channel.started()?;
             Tree::find(Path::new("/"), true)?.pack(".", &mut Output::new(channel, disks))
         }
-        ToolPlan::Write(plan) => write(plan, disks, channel),
+        ToolPlan::Write(plan) => {
+            enter(Mounts::With)?;
+            write(plan, disks, channel)
+        }
     }
 }
 
@@ -122,15 +146,15 @@ fn write(plan: &WritePlan, disks: Option<Disks<'_>>, channel: &mut Channel) -> R
     extract(&mut Input::new(channel, disks), &target, options, &mut |_| ())
 }
 
-/// The agent's own root becomes this process's.
-fn go_outside(outside: &OwnedFd) -> io::Result<()> {
-    fchdir(outside)?;
+/// A directory becomes the root of this process.
+pub fn go_to(directory: impl AsFd) -> io::Result<()> {
+    fchdir(directory)?;
     chroot(".")?;
     Ok(chdir("/")?)
 }
 
-/// A copy of the container's root mount, without the mounts in it, becomes this process's root.
-fn go_below_mounts() -> io::Result<()> {
+/// For a process that is in the container's root: a copy of its mount, without the mounts in it, becomes its root.
+pub fn go_below_mounts() -> io::Result<()> {
     let root = open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    go_outside(&root)
+    go_to(&root)
 }

@@ -1,7 +1,7 @@
 //! What a container sees of its host: `-v`, `--mount`, `--tmpfs`.
 
 use clap::Args;
-use engine::volumes::{MountSpec, VolumeError, parse};
+use engine::volumes::{MountSpec, VolumeError, parse, secret};
 
 /// Options of `run` and `create`.
 #[derive(Args)]
@@ -15,6 +15,9 @@ pub struct VolumeArgs {
     /// Mount memory, for example /run:size=64m,mode=755
     #[arg(long, value_name = "TARGET[:OPTIONS]")]
     pub tmpfs: Vec<String>,
+    /// Give it a file as /run/secrets/NAME, in memory only; without FILE the file NAME
+    #[arg(long, value_name = "NAME[=FILE]")]
+    pub secret: Vec<String>,
 }
 
 impl VolumeArgs {
@@ -22,6 +25,8 @@ impl VolumeArgs {
     pub fn mounts(&self) -> Result<Vec<MountSpec>, VolumeError> {
         let volumes = self.volume.iter().map(|text| parse::volume(text));
         let mounts = self.mount.iter().map(|text| parse::mount(text));
-        volumes.chain(mounts).chain(self.tmpfs.iter().map(|text| parse::tmpfs(text))).collect()
+        let tmpfs = self.tmpfs.iter().map(|text| parse::tmpfs(text));
+        let secrets = secret::parse(&self.secret)?.map(Ok);
+        volumes.chain(mounts).chain(tmpfs).chain(secrets).collect()
     }
 }

@@ -73,7 +73,8 @@ impl Tool {
 
     /// Says that no more input comes, and waits until the tool is done.
     pub fn finish(mut self) -> Result<(), FilesError> {
-        self.send(&HostMessage::StdinEof).map_err(FilesError::Lost)?;
+        // A tool that has all it wants may be gone; what it said last decides.
+        let _ = self.send(&HostMessage::StdinEof);
         let ended = io::copy(&mut self, &mut io::sink());
         ended.map(drop).map_err(FilesError::Transfer)
     }
@@ -181,12 +182,11 @@ impl Write for Input<'_> {
             self.tool.advance()?;
         }
         let message = HostMessage::Stdin(std::mem::take(&mut self.bytes));
-        if let Err(error) = self.tool.send(&message) {
-            // What the tool said before it hung up says more.
+        if self.tool.send(&message).is_err() {
+            // What the tool said before it hung up says more. One that is done wants no more.
             while !self.tool.done {
                 self.tool.advance()?;
             }
-            return Err(error);
         }
         if let HostMessage::Stdin(bytes) = message {
             self.bytes = bytes;

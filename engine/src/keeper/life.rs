@@ -30,7 +30,7 @@ use crate::process::events::Read;
 use crate::session::link::{Link, LinkError, Received};
 use crate::session::signals::Signals;
 use crate::session::{Outcome, SessionError};
-use crate::trace::Trace;
+use crate::trace::{Trace, Used};
 
 /// What a machine may take to end after its process did, and a process to end after it was killed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,6 +97,8 @@ pub struct Setup<'a> {
     pub health: Option<Checker>,
     /// The machine's networks, where they may change while it runs.
     pub wiring: Option<Wiring<'a>>,
+    /// What the container has taken, told of its machine's process.
+    pub used: &'a dyn Fn(u32) -> Option<Used>,
 }
 
 /// How far a life is.
@@ -410,6 +412,7 @@ impl<'a> Life<'a> {
 
     /// The process ended: the guest shall leave its disk in order, if anybody wants it again.
     pub(super) fn leave(&mut self, status: ExitStatus) -> Result<(), SessionError> {
+        self.setup.trace.set_used((self.setup.used)(self.vm.id()));
         self.state = State::Leaving(status);
         self.setup.hub.set_running(false);
         (self.term_until, self.setup.ttl, self.setup.health) = (None, None, None);

@@ -18,6 +18,7 @@ mod life;
 mod messages;
 pub mod protocol;
 pub mod spawn;
+mod usage;
 mod waiting;
 mod warded;
 mod wiring;
@@ -139,7 +140,7 @@ impl Keeper<'_> {
         self.state.ports.clear();
         let saved = self.set_status(Status::Exited);
         let (ends, cpu_ns) = self.trace.hand_over();
-        self.hub.tell_all(&Reply::Phases { ends, cpu_ns });
+        self.hub.tell_all(&Reply::Phases { ends, cpu_ns, used: self.trace.used() });
         // One that an update made.
         cgroup::sweep(self.spec.id.as_str());
         // First the container: whoever hears of its end may start it again.
@@ -289,7 +290,7 @@ impl Keeper<'_> {
         adopts: bool,
     ) -> Result<Outcome, RunError> {
         let vsock = self.container.vsock();
-        let mounts = volumes::spec::plan(&self.spec.mounts, &VolumeStore::new(self.dirs), disks);
+        let mounts = volumes::spec::plan(&self.spec.mounts, &VolumeStore::new(self.dirs), disks)?;
         self.state.vmm = Some(vm.id());
         let network = attachment.plan().clone();
         let make_plan = |size: Option<TerminalSize>| {
@@ -301,6 +302,7 @@ impl Keeper<'_> {
         let checker = self.spec.health.as_ref();
         let checker = checker.map(|health| Checker::new(health, self.spec.plan.process(), vsock.clone()));
         let id = self.spec.id.as_str();
+        let isolation = self.spec.isolation;
         let (state, container) = (&mut self.state, &self.container);
         state.health = checker.as_ref().map(|_| Health::Starting);
         let mut changed = |change| note(state, container, self.dirs, (id, &self.name), change);
@@ -330,6 +332,7 @@ impl Keeper<'_> {
                 limits: self.spec.resources.rates.interface(),
                 changed: false,
             }),
+            used: &|process| usage::of(isolation, id, process),
         };
         Ok(Life::new(setup, vm).run()?)
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::spec::Endpoint;
 use crate::session::Outcome;
+use crate::trace::Used;
 
 /// A client's wish.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -65,6 +66,8 @@ pub enum Reply {
         ends: Vec<(String, u64)>,
         /// Processor time of the keeper, in ns.
         cpu_ns: u64,
+        /// What the container took, where it has ended.
+        used: Option<Used>,
     },
     /// The wish was fulfilled.
     Done,

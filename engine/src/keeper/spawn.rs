@@ -11,6 +11,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::container::Container;
 use crate::dirs::Dirs;
+use crate::process::keep_private;
+use crate::service;
 
 /// Name of the verb that a keeper runs as.
 pub const VERB: &str = "keep";
@@ -22,6 +24,8 @@ pub fn spawn(dirs: &Dirs, container: Container, first: Option<UnixStream>) -> io
     let mut command = Command::new("/proc/self/exe");
     command.arg(VERB).arg(container.id.as_str());
     command.args(["--run-lock", &run_lock.to_string(), "--data-lock", &data_lock.to_string()]);
+    let _spawning = service::spawning();
+    keep_private();
     if let Some(first) = &first {
         command.arg("--client").arg(first.as_raw_fd().to_string());
         inherit(first.as_fd())?;

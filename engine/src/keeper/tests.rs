@@ -158,6 +158,7 @@ fn session_to(
             ttl: None,
             health: None,
             wiring: None,
+            used: &|_| None,
         };
         let result = Life::new(setup, vm).run();
         let outcome = match &result {

@@ -20,7 +20,7 @@ impl Keeper<'_> {
             let _ = std::fs::remove_file(socket);
         }
         let shares = self.shares()?.into_iter().map(|share| share.source).collect();
-        let config = isolation::warden_config(&self.spec, &self.container, &attachment, shares);
+        let config = isolation::warden_config(&self.spec, &self.container, Some(&attachment), shares);
         let warden = VmProcess::spawn_warden(&config, attachment.namespace(), &self.container.vmm_log())?;
         self.container.record_vmm(warden.id())?;
         let agent = Agent::Listens(self.container.vsock());

@@ -283,8 +283,7 @@ impl Attachment {
                 return Err(error);
             }
         }
-        // There is no agent that could ask where there is no VM.
-        self.plan.resolver = self.namespace.is_none() && !serves_names(request);
+        self.plan.resolver = !serves_names(request);
         self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
         self.name_the_gateway();
         Ok(())

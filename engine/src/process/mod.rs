@@ -156,6 +156,7 @@ impl VmProcess {
         let errno = |action| move |error: rustix::io::Errno| prepare(action)(error.into());
         let config_fd = json_file("lighter-vm-config", config).map_err(prepare("write its configuration"))?;
         let (events, events_child) = pipe_with(PipeFlags::CLOEXEC).map_err(errno("make a pipe"))?;
+        let _spawning = crate::service::spawning();
         keep_private();
         for fd in [config_fd.as_fd(), events_child.as_fd()].into_iter().chain(fds.iter().copied()) {
             inherit(fd).map_err(prepare("let it inherit a descriptor"))?;

@@ -239,7 +239,10 @@ impl<'a> Caller<'a> {
                 }
             }
             Said::Notice(text) => (self.notice)(&text),
-            Said::Phases(ends, cpu_ns) => self.trace.take_over(ends, cpu_ns),
+            Said::Phases(ends, cpu_ns, used) => {
+                self.trace.take_over(ends, cpu_ns);
+                self.trace.set_used(used);
+            }
             Said::Ended(outcome) => {
                 self.raw_mode = None;
                 self.ended = Some(outcome);

@@ -8,6 +8,7 @@ use agent_protocol::message::{AgentMessage, HostMessage};
 use super::link::{Link, LinkError, Received};
 use super::{Outcome, SessionError, shown};
 use crate::keeper::protocol::{Reply, Request};
+use crate::trace::Used;
 
 /// What came from the other end.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,8 +23,8 @@ pub enum Said {
     StdinCredit(u32),
     /// For the user.
     Notice(String),
-    /// Ends of the phases of the start, and ns of processor time.
-    Phases(Vec<(String, u64)>, u64),
+    /// Ends of the phases of the start, ns of processor time, and what the container took.
+    Phases(Vec<(String, u64)>, u64, Option<Used>),
     /// The end.
     Ended(Outcome),
 }
@@ -106,7 +107,7 @@ fn of_keeper(reply: Reply) -> Option<Said> {
         Reply::Stderr(bytes) => Said::Stderr(bytes),
         Reply::StdinCredit(bytes) => Said::StdinCredit(bytes),
         Reply::Notice(text) | Reply::Refused(text) => Said::Notice(text),
-        Reply::Phases { ends, cpu_ns } => Said::Phases(ends, cpu_ns),
+        Reply::Phases { ends, cpu_ns, used } => Said::Phases(ends, cpu_ns, used),
         Reply::Ended(outcome) => Said::Ended(outcome),
         Reply::Done | Reply::Wired(_) => return None,
     })

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use crate::service;
+
 /// Signals that are handed on to the container's process, as `docker run` does by default.
 const FORWARDED: [i32; 12] = [
     libc::SIGHUP,
@@ -20,7 +22,8 @@ const FORWARDED: [i32; 12] = [
 ];
 
 /// Blocks the forwarded signals in the calling thread and reads them instead; on drop they act as before, and those
-/// that nobody read are forgotten. Threads started meanwhile inherit the blocking, child processes do not.
+/// that nobody read are forgotten. Threads started meanwhile inherit the blocking, child processes do not. In a process
+/// that [serves](crate::service) none are blocked and none come.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
@@ -34,7 +37,7 @@ impl Signals {
         let (mut set, mut before) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         // SAFETY: `set` is a live sigset_t of ours.
         unsafe { libc::sigemptyset(&mut set) };
-        for signal in FORWARDED {
+        for signal in FORWARDED.into_iter().filter(|_| !service::is_serving()) {
             // SAFETY: `set` is initialized by sigemptyset above; the signal numbers are valid.
             unsafe { libc::sigaddset(&mut set, signal) };
         }

@@ -60,6 +60,12 @@ pub enum SnapshotError {
          unseen: only a container without -v and --mount (--tmpfs is fine) can be saved or cloned"
     )]
     Shares(String),
+    /// Its memory holds what may be on no disk.
+    #[error(
+        "container {0:?} has secrets, and a snapshot would put them on a disk: only a container without --secret can \
+         be saved or cloned"
+    )]
+    Secrets(String),
     /// The container cannot be saved now.
     #[error(transparent)]
     Ask(#[from] AskError),

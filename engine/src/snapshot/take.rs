@@ -13,7 +13,7 @@ use crate::keeper::client;
 use crate::keeper::protocol::Request;
 use crate::run::machine::AGENT_DISK;
 use crate::template::copy_sparse;
-use crate::volumes::MountSpec;
+use crate::volumes::{MountKind, MountSpec};
 
 /// What writing a machine's memory may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -33,6 +33,9 @@ pub fn take(record: &Record, draft: &Draft) -> Result<Taken, SnapshotError> {
     vm_only(&record.spec, &record.name, "a snapshot")?;
     if record.spec.mounts.iter().any(MountSpec::is_outside) {
         return Err(SnapshotError::Shares(record.name.clone()));
+    }
+    if record.spec.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Secrets { .. })) {
+        return Err(SnapshotError::Secrets(record.name.clone()));
     }
     let directory = draft.directory();
     let disk = record.data.join(DISK);

@@ -51,7 +51,7 @@ pub fn read(record: &Record) -> Option<Stats> {
     let proc = Path::new("/proc").join(vmm.to_string());
     let id = record.spec.id.as_str();
     let mut host = memory::of(&proc, record).ok()?;
-    let mut cpu_ns = cpu_ns(&proc).ok()?;
+    let mut cpu_ns = processor_time(&proc).ok()?;
     if record.spec.isolation != Isolation::Vm {
         // Its processes are the host's, and counted by cgroups.
         let memory = warden::cgroup::memory(id).unwrap_or_default();
@@ -71,7 +71,7 @@ pub fn read(record: &Record) -> Option<Stats> {
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat`, proc_pid_stat(5): ticks of a hundredth of a second in user and kernel mode.
-fn cpu_ns(proc: &Path) -> io::Result<u64> {
+pub(crate) fn processor_time(proc: &Path) -> io::Result<u64> {
     const NS_PER_TICK: u64 = 10_000_000;
     let stat = std::fs::read_to_string(proc.join("stat"))?;
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -111,7 +111,7 @@ mod tests {
     fn our_own_process_has_used_processor_time() {
         let start = std::time::Instant::now();
         while start.elapsed().as_millis() < 30 {}
-        assert!(cpu_ns(Path::new("/proc/self")).unwrap() >= 10_000_000);
+        assert!(processor_time(Path::new("/proc/self")).unwrap() >= 10_000_000);
         assert!(block(Path::new("/proc/self")).is_ok());
         assert_eq!(net("no-such-container"), Counters::default());
     }

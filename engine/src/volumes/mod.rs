@@ -7,6 +7,7 @@
 
 pub mod parse;
 mod resolve;
+pub mod secret;
 mod server;
 pub mod spec;
 pub mod store;
@@ -64,6 +65,12 @@ pub enum VolumeError {
     /// There is none.
     #[error("no such volume: {0:?}; `lighter volume ls` lists all")]
     Missing(String),
+    /// A secret is too large.
+    #[error("a secret cannot be handed over: {why}")]
+    Secret {
+        /// What is wrong with it.
+        why: String,
+    },
     /// Somebody has it.
     #[error("volume {name:?} is in use by {containers}: remove them first")]
     InUse {

@@ -56,6 +56,13 @@ fn settle(kind: &mut MountKind) -> Result<(), VolumeError> {
             *name = random_name();
         }
         MountKind::Volume { name, .. } => store::check_name(name)?,
+        MountKind::Secrets { files } => {
+            for path in files.values_mut() {
+                let error = |error| VolumeError::Source { path: path.clone(), source: error };
+                *path = path.canonicalize().map_err(error)?;
+            }
+            super::secret::read(files)?;
+        }
         MountKind::Tmpfs { .. } => {}
     }
     Ok(())

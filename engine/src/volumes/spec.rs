@@ -1,12 +1,13 @@
 //! A container's mounts, as they were asked for.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agent_protocol::mount::{MountPlan, MountSource};
 use serde::{Deserialize, Serialize};
 use shares::Share;
 
-use super::VolumeStore;
+use super::{VolumeError, VolumeStore};
 
 /// Something that is mounted in a container.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -48,12 +49,17 @@ pub enum MountKind {
         /// Options of tmpfs(5).
         data: String,
     },
+    /// Files in memory, see [`super::secret`].
+    Secrets {
+        /// What each is called, and where it is read.
+        files: BTreeMap<String, PathBuf>,
+    },
 }
 
 impl MountSpec {
     /// What is in it is not the machine's own.
     pub fn is_outside(&self) -> bool {
-        !matches!(self.kind, MountKind::Tmpfs { .. })
+        !matches!(self.kind, MountKind::Tmpfs { .. } | MountKind::Secrets { .. })
     }
 
     /// Another process has to serve it.
@@ -66,7 +72,7 @@ impl MountSpec {
         match &self.kind {
             MountKind::Bind { source } => Some(source.clone()),
             MountKind::Volume { name, .. } if store.disk(name).is_none() => Some(store.content(name)),
-            MountKind::Volume { .. } | MountKind::Tmpfs { .. } => None,
+            MountKind::Volume { .. } | MountKind::Tmpfs { .. } | MountKind::Secrets { .. } => None,
         }
     }
 }
@@ -81,13 +87,18 @@ pub fn shares(mounts: &[MountSpec], store: &VolumeStore) -> Vec<Share> {
     mounts.iter().filter_map(share).collect()
 }
 
-/// What the agent mounts. Outer places come before inner ones.
-pub fn plan(mounts: &[MountSpec], store: &VolumeStore, disks: &DiskPlaces) -> Vec<MountPlan> {
+/// What the agent mounts, with the secrets as they are now. Outer places come before inner ones.
+pub fn plan(
+    mounts: &[MountSpec],
+    store: &VolumeStore,
+    disks: &DiskPlaces,
+) -> Result<Vec<MountPlan>, VolumeError> {
     let (mut number, mut disks) = (0, disks.0.iter());
-    let mut plans: Vec<MountPlan> = mounts
+    let mut plans = mounts
         .iter()
         .map(|mount| {
             let source = match &mount.kind {
+                MountKind::Secrets { files } => MountSource::Secrets(super::secret::read(files)?),
                 MountKind::Tmpfs { flags, data } => MountSource::Tmpfs { flags: *flags, data: data.clone() },
                 _ if mount.is_share(store) => {
                     number += 1;
@@ -98,11 +109,11 @@ pub fn plan(mounts: &[MountSpec], store: &VolumeStore, disks: &DiskPlaces) -> Ve
                     MountSource::Disk { device, slot }
                 }
             };
-            MountPlan { target: mount.target.clone(), read_only: mount.read_only, source }
+            Ok(MountPlan { target: mount.target.clone(), read_only: mount.read_only, source })
         })
-        .collect();
+        .collect::<Result<Vec<_>, VolumeError>>()?;
     plans.sort_by_key(|plan| plan.target.matches('/').count());
-    plans
+    Ok(plans)
 }
 
 #[cfg(test)]
@@ -120,7 +131,7 @@ mod tests {
             mount(MountKind::Tmpfs { flags: 0, data: String::new() }, "/a/b"),
             mount(MountKind::Volume { name: "v1".into(), anonymous: false, copy: true }, "/a"),
         ];
-        let plans = plan(&mounts, &store, &DiskPlaces::default());
+        let plans = plan(&mounts, &store, &DiskPlaces::default()).unwrap();
         let targets: Vec<&str> = plans.iter().map(|plan| plan.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
         assert_eq!(plans[2].source, MountSource::Share(0));

@@ -107,6 +107,34 @@ fn refusals_say_what_to_do_and_keep_the_secret() {
 }
 
 #[test]
+fn a_password_that_was_used_is_in_no_file_of_the_store_and_in_no_debug_output() {
+    let content = Fixture::new(&["a"]).content;
+    let registry = Registry::with(move |request, _| {
+        if request.header("authorization") == Some(&basic("user:hunter2")) {
+            return content.serve(request);
+        }
+        Reply::new(401, "").with("www-authenticate", "Basic realm=\"x\"")
+    });
+    let mut fresh = Fresh::new();
+    log_in(&mut fresh, &registry.address, &password_entry("user:hunter2"));
+    let image = fresh.pull(&registry.image("app")).unwrap();
+    let forms = ["hunter2".to_owned(), STANDARD.encode("user:hunter2")];
+    let shown = format!("{:?} {image:?}", fresh.options);
+    assert!(forms.iter().all(|form| !shown.contains(form)), "{shown}");
+    let mut directories = vec![fresh.store.root().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()) {
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+                continue;
+            }
+            let text = String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).into_owned();
+            assert!(forms.iter().all(|form| !text.contains(form)), "{:?}", entry.path());
+        }
+    }
+}
+
+#[test]
 fn an_expired_token_is_renewed() {
     let content = Fixture::new(&["a"]).content;
     let tokens = std::sync::atomic::AtomicUsize::new(0);

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -72,9 +73,43 @@ impl Micro {
         Micro { child, console: console.into(), log }
     }
 
-    /// ID of the VMM process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// Memory of the VMM beside the guest's, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let maps = std::fs::read_to_string(self.proc("smaps")).unwrap();
+        let (mut memory_kib, mut is_guests) = (0, false);
+        for line in maps.lines() {
+            let mut words = line.split_whitespace();
+            let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let kib = || second.parse::<u64>().unwrap_or(0);
+            match first {
+                "Size:" => is_guests = kib() >= u64::from(MEM_SIZE_MIB) << 9,
+                "Rss:" if !is_guests => memory_kib += kib(),
+                _ => {}
+            }
+        }
+        memory_kib
+    }
+
+    /// Open descriptors of the VMM.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+
+    /// Threads of the VMM.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(self.proc("task")).unwrap().count()
+    }
+
+    /// Processor time of the VMM, all of its threads and the guest included.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(self.proc("stat")).unwrap();
+        // Behind the name, which ends with the last parenthesis: fields 14 and 15, in ticks of 10 ms.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+        Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
+    }
+
+    fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
     }
 
     /// Waits for at least one byte of the console, and gives what is there; empty at its end.

@@ -1,4 +1,4 @@
-//! The microVM API: how soon it answers, how long a call takes, what it costs in memory.
+//! The APIs: how soon the VMM's one answers, how long a call takes, what it costs in memory; and the engine's.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use super::engine_api::Engine;
 use super::guest_init::{self, MARK};
 use super::memory;
 use super::report::{Report, Row};
@@ -24,25 +25,26 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What to measure.
 #[derive(clap::Args)]
 pub struct ApiArgs {
-    /// Measure this program and build none.
+    /// Measure this `lighter` and the VMM in it, and build none.
     #[arg(long)]
-    vmm: Option<PathBuf>,
+    lighter: Option<PathBuf>,
 }
 
 /// Runs it.
 pub fn run(args: &ApiArgs, runs: usize) -> anyhow::Result<Report> {
     deps::ensure(deps::KERNEL)?;
     let kernel = kernel::ensure()?;
-    let program = match &args.vmm {
-        Some(vmm) => vmm.clone(),
-        None => build::vmm(&build::lighter()?)?,
-    };
+    let lighter = args.lighter.clone().map_or_else(build::lighter, Ok)?;
+    let program = build::vmm(&lighter)?;
     let scratch = tempfile::tempdir()?;
     let disk = guest_init::disk(scratch.path())?;
-    let mut samples: [Samples; 6] = Default::default();
+    let engine = Engine::start(&lighter, scratch.path())?;
+    let mut samples: [Samples; 7] = Default::default();
     step::step("measuring", || {
         for round in 0..=runs {
-            let figures = one(&program, &kernel, &disk, scratch.path())?;
+            let mut figures = [0.0; 7];
+            figures[..6].copy_from_slice(&one(&program, &kernel, &disk, scratch.path())?);
+            figures[6] = engine.list()?;
             // The first is for warming up.
             if round > 0 {
                 samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.push(figure));
@@ -57,6 +59,7 @@ pub fn run(args: &ApiArgs, runs: usize) -> anyhow::Result<Report> {
         ("`InstanceStart` to its answer", "ms"),
         ("`InstanceStart` to the first guest instruction", "ms"),
         ("private memory of the VMM with its API and a guest", "KiB"),
+        ("`GET /v1/containers` of the engine's API, 1,000 of them", "ms"),
     ];
     let rows = what.into_iter().zip(samples);
     let rows =

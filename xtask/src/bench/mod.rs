@@ -8,6 +8,7 @@ mod block;
 mod boot;
 mod clone;
 mod engine;
+mod engine_api;
 mod guest_init;
 mod images;
 mod memory;
