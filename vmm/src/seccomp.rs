@@ -110,4 +110,14 @@ mod tests {
             MACHINE.worker.calls
         );
     }
+
+    #[test]
+    fn the_worker_can_make_a_saver_with_a_filter_of_its_own() {
+        for table in [&MACHINE, &API] {
+            let may = |call: &&str| table.worker.calls.contains(call);
+            assert!(["clone", "clone3", "seccomp", "rseq", "set_robust_list"].iter().all(may));
+            // It has the worker's filter too.
+            assert!(table.saver.calls.iter().all(|call| may(call)), "{:?}", table.saver.calls);
+        }
+    }
 }

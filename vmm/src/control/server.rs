@@ -211,6 +211,7 @@ fn reply(mut stream: &UnixStream, answer: &Answer) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::os::fd::AsFd as _;
     use std::time::Duration;
 
