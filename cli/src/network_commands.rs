@@ -7,13 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
-use engine::container::record::{self, Record};
+use engine::container::record;
 use engine::dirs::Dirs;
 use engine::network::definition::{Definition, NewNetwork};
 use engine::network::spec::{DEFAULT_NETWORK, Endpoint};
 use engine::network::subnet::{Subnet, Subnet6};
-use engine::network::{NetworkError, NetworkSpec, Networks};
-use engine::rewire::{self, RewireError};
+use engine::network::{NetworkError, Networks};
 use engine::verbs;
 use serde_json::{Value, json};
 
@@ -179,24 +178,8 @@ fn connect(dirs: &Dirs, networks: &Networks, args: &ConnectArgs) -> anyhow::Resu
         mac: None,
         aliases: args.alias.clone(),
     };
-    change(
-        dirs,
-        &args.container,
-        ("connect", &args.network),
-        |spec| spec.connect(endpoint.clone()),
-        |record| rewire::connect(record, &endpoint),
-    )
-}
-
-/// Changes what a container finds at its next start, and what it has if it runs.
-fn change(
-    dirs: &Dirs,
-    container: &str,
-    (action, network): (&str, &str),
-    change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
-    rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
-) -> anyhow::Result<()> {
-    Ok(verbs::change_network(dirs, &record::find(dirs, container)?, (action, network), change, rewire)?)
+    let record = record::find(dirs, &args.container)?;
+    Ok(verbs::connect_network(dirs, &record, &endpoint)?)
 }
 
 fn labels(texts: &[String]) -> BTreeMap<String, String> {

@@ -21,10 +21,10 @@ use crate::keeper::client::{self, AskError};
 use crate::keeper::protocol::{Reply, Request};
 use crate::maintenance::Maintenance;
 use crate::network::NetworkSpec;
-use crate::network::spec::ConnectError;
+use crate::network::spec::{ConnectError, Endpoint};
 use crate::resources::ResourceSpec;
 use crate::resources::live::{self, Shrunk, UpdateError};
-use crate::rewire::RewireError;
+use crate::rewire::{self, RewireError};
 use crate::session::Outcome;
 use crate::session::link::Link;
 use crate::snapshot::{self, Place, Snapshot, SnapshotError, SnapshotStore, Taken};
@@ -409,18 +409,30 @@ fn start_copy(
     Ok(record)
 }
 
-/// Changes the networks that a container finds at its next start; `rewire` does it for one that runs.
-pub fn change_network(
+/// Puts a container into a network: at once if it runs, else from its next start on.
+pub fn connect_network(dirs: &Dirs, record: &Record, endpoint: &Endpoint) -> Result<(), VerbError> {
+    let change = |spec: &mut NetworkSpec| spec.connect(endpoint.clone());
+    change_network(dirs, record, ("connect", &endpoint.network), change, || rewire::connect(record, endpoint))
+}
+
+/// Takes a container out of a network: at once if it runs, else from its next start on.
+pub fn disconnect_network(dirs: &Dirs, record: &Record, network: &str) -> Result<(), VerbError> {
+    let change = |spec: &mut NetworkSpec| spec.disconnect(network);
+    let rewire = || rewire::disconnect(dirs, record, network);
+    change_network(dirs, record, ("disconnect", network), change, rewire)
+}
+
+fn change_network(
     dirs: &Dirs,
     record: &Record,
     (action, network): (&str, &str),
     change: impl FnOnce(&mut NetworkSpec) -> Result<(), ConnectError>,
-    rewire: impl FnOnce(&Record) -> Result<(), RewireError>,
+    rewire: impl FnOnce() -> Result<(), RewireError>,
 ) -> Result<(), VerbError> {
     let (name, spec) = if record.state.status.is_live() {
         let mut spec = record.spec.clone();
         change(&mut spec.network)?;
-        rewire(record)?;
+        rewire()?;
         record::write_json(&record.data.join("spec.json"), &spec).map_err(VerbError::Describe)?;
         (record.name.clone(), spec)
     } else {

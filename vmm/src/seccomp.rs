@@ -117,7 +117,7 @@ mod tests {
             let may = |call: &&str| table.worker.calls.contains(call);
             assert!(["clone", "clone3", "seccomp", "rseq", "set_robust_list"].iter().all(may));
             // It has the worker's filter too.
-            assert!(table.saver.calls.iter().all(|call| may(call)), "{:?}", table.saver.calls);
+            assert!(table.saver.calls.iter().all(may), "{:?}", table.saver.calls);
         }
     }
 }

@@ -182,6 +182,7 @@ fn mount(mount: &MountSpec) -> anyhow::Result<Mount> {
             (MountType::Volume, Some(name.clone()).filter(|name| !name.is_empty()), None, None)
         }
         MountKind::Tmpfs { .. } => (MountType::Tmpfs, None, None, None),
+        MountKind::Secrets { .. } => bail!("--host: --secret is read where lighter runs: use it there"),
     };
     if let MountKind::Tmpfs { data, .. } = &mount.kind {
         for option in data.split(',').filter(|option| !option.is_empty()) {

@@ -1,10 +1,10 @@
 //! Networks.
 
-use engine::container::record::{self, Record};
+use engine::container::record;
 use engine::network::definition::{Definition, NewNetwork};
 use engine::network::spec::{DEFAULT_NETWORK, Endpoint};
-use engine::network::{NetworkError, NetworkSpec, Networks};
-use engine::{rewire, verbs};
+use engine::network::{NetworkError, Networks};
+use engine::verbs;
 use hyper::Method;
 
 use super::plain;
@@ -92,9 +92,7 @@ pub const OPERATIONS: &[Operation] = &[
                 aliases: wanted.aliases,
             };
             let record = record::find(call.dirs(), &wanted.container)?;
-            let change = |spec: &mut NetworkSpec| spec.connect(endpoint.clone());
-            let rewired = |record: &Record| rewire::connect(record, &endpoint);
-            verbs::change_network(call.dirs(), &record, ("connect", &network), change, rewired)?;
+            verbs::connect_network(call.dirs(), &record, &endpoint)?;
             Ok(Reply::done())
         })
     },
@@ -107,9 +105,7 @@ pub const OPERATIONS: &[Operation] = &[
             let wanted: Disconnect = call.json()?;
             let network = call.name().to_owned();
             let record = record::find(call.dirs(), &wanted.container)?;
-            let change = |spec: &mut NetworkSpec| spec.disconnect(&network);
-            let rewired = |record: &Record| rewire::disconnect(call.dirs(), record, &network);
-            verbs::change_network(call.dirs(), &record, ("disconnect", &network), change, rewired)?;
+            verbs::disconnect_network(call.dirs(), &record, &network)?;
             Ok(Reply::done())
         })
     },
