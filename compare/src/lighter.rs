@@ -301,25 +301,34 @@ fn read_trace(trace: &Path, ran: &mut Ran) {
 }
 
 /// A root directory with nothing but the probe; the same every time, so that it is one image with one template.
+/// Made under another name first: others may compare at the same time.
 fn make_probe_image(directory: &Path) -> std::io::Result<()> {
+    use std::fs::{File, FileTimes, Permissions, create_dir, create_dir_all, rename, set_permissions};
     use std::os::unix::fs::PermissionsExt as _;
-    let program = directory.join("probe");
-    if !program.exists() {
-        for name in ["", "dev", "etc", "proc", "sys", "tmp"] {
-            std::fs::create_dir_all(directory.join(name))?;
-        }
-        let partial = directory.join("etc/probe.new");
-        let mut file = std::fs::File::create(&partial)?;
-        file.write_all(programs::PROBE.content)?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
-        std::fs::rename(partial, &program)?;
-        std::fs::set_permissions(directory.join("tmp"), std::fs::Permissions::from_mode(0o1777))?;
-        let time = std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
-        for name in ["probe", "dev", "etc", "proc", "sys", "tmp", ""] {
-            std::fs::File::open(directory.join(name))?.set_times(time)?;
-        }
+    if directory.exists() {
+        return Ok(());
     }
-    Ok(())
+    let place = directory.parent().unwrap_or(directory);
+    create_dir_all(place)?;
+    let new = tempfile::tempdir_in(place)?;
+    for name in ["dev", "etc", "proc", "sys", "tmp"] {
+        create_dir(new.path().join(name))?;
+    }
+    let mut file = File::create(new.path().join("probe"))?;
+    file.write_all(programs::PROBE.content)?;
+    file.set_permissions(Permissions::from_mode(0o755))?;
+    set_permissions(new.path(), Permissions::from_mode(0o755))?;
+    set_permissions(new.path().join("tmp"), Permissions::from_mode(0o1777))?;
+    // The same image each time.
+    let time = FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+    for name in ["probe", "dev", "etc", "proc", "sys", "tmp", ""] {
+        File::open(new.path().join(name))?.set_times(time)?;
+    }
+    match rename(new.path(), directory) {
+        // Somebody was quicker.
+        Err(_) if directory.exists() => Ok(()),
+        result => result,
+    }
 }
 
 /// Where the image's files are, for [`crate::size`].
