@@ -169,7 +169,9 @@ fn examples() -> anyhow::Result<()> {
     let (installation, namespace) = (Installation::new()?, Namespace::new()?);
     let directory = tempfile::tempdir()?;
     let path = format!("{}:{}", binary().parent().context("no directory")?.display(), std::env::var("PATH")?);
-    let mut command = namespace.command(&["sh", "-eux", "-c", &script]);
+    // Whatever fails, nothing is left that would hold the script's output open.
+    let leave = "trap 'kill ${server-} || true; lighter rm -f web || true' EXIT\n";
+    let mut command = namespace.command(&["sh", "-eux", "-c", &format!("{leave}{script}")]);
     command.env("PATH", path).env("image", busybox_reference()?).current_dir(directory.path());
     command.env("LIGHTER_ROOT", installation.root()).env("LIGHTER_RUN", installation.run_directory());
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
