@@ -67,6 +67,8 @@ impl Micro {
         command.arg("vmm");
         command.args(["--config-fd", &config.as_raw_fd().to_string()]);
         command.args(["--event-fd", &events.as_raw_fd().to_string()]);
+        // Also where a failed test leaves it in another thread.
+        command.args(["--parent", &std::process::id().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.try_clone().unwrap());
         let child = command.spawn().unwrap();
         drop(writer);
