@@ -27,13 +27,18 @@ fn limiter() -> RateLimiter {
     RateLimiter::new(&RateLimits::default()).unwrap()
 }
 
-/// A user-mode network that says anything, in any pieces.
-pub fn stream(bytes: &[u8]) {
-    let (ours, mut peer) = UnixStream::pair().unwrap();
+/// A device with the service in it, and the network behind it.
+fn on_stream() -> (FakeDriver, UnixStream) {
+    let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_nonblocking(true).unwrap();
     let service = Service::new(ADDRESS, Arc::new(Mutex::new(Echo)));
     let device = service.on_stream(Stream::from_fd(ours.into()).unwrap(), IDENTITY, limiter());
-    let mut driver = start(device);
+    (start(device), peer)
+}
+
+/// A user-mode network that says anything, in any pieces.
+pub fn stream(bytes: &[u8]) {
+    let (mut driver, mut peer) = on_stream();
     let mut input = Bytes::new(bytes);
     while !input.is_empty() {
         let len = usize::from(input.u8());
@@ -44,11 +49,7 @@ pub fn stream(bytes: &[u8]) {
 
 /// Frames of the guest for the service in the VMM.
 pub fn detour(bytes: &[u8]) {
-    let (ours, mut peer) = UnixStream::pair().unwrap();
-    peer.set_nonblocking(true).unwrap();
-    let service = Service::new(ADDRESS, Arc::new(Mutex::new(Echo)));
-    let device = service.on_stream(Stream::from_fd(ours.into()).unwrap(), IDENTITY, limiter());
-    let mut driver = start(device);
+    let (mut driver, mut peer) = on_stream();
     let mut input = Bytes::new(bytes);
     for _ in 0..64 {
         if input.is_empty() {
