@@ -77,7 +77,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         let built = build(program, workspace, &out.join("target"))?;
-        std::fs::copy(&built, out.join(program.binary))?;
+        // Not over the last build's, which may be running.
+        let fresh = out.join(program.binary).with_extension("new");
+        std::fs::copy(&built, &fresh)?;
+        std::fs::rename(&fresh, out.join(program.binary))?;
         std::fs::write(out.join(program.binary).with_extension("id"), id(&std::fs::read(&built)?))?;
     }
     Ok(())

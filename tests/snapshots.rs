@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ),
         test("a_snapshot_removed_under_its_copies_does_not_matter", &[Need::Kvm], removed),
         test("whoever_makes_a_snapshot_may_die_at_any_time", &[Need::Kvm], killed),
+        test("a_vmm_or_keeper_may_die_while_it_saves", &[Need::Kvm], killed_while_saving),
         test("what_cannot_be_saved_or_found_is_said", &[Need::Kvm], refused),
         test("a_snapshot_of_another_processor_is_refused_with_both_values", &[Need::Kvm], other_processor),
     ])
@@ -268,6 +269,64 @@ fn killed() -> anyhow::Result<()> {
     ensure!(left == 0, "{left} drafts are left");
     installation.stdout(["rm", "-f", "one"])?;
     ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    Ok(())
+}
+
+fn killed_while_saving() -> anyhow::Result<()> {
+    let installation = Tidy::new()?;
+    let mut saved = 0;
+    for (round, after_ms) in [5, 15, 30, 50, 80, 200].into_iter().enumerate() {
+        let (verb, process) = match round % 4 {
+            0 => (vec!["snapshot", "create", "one", "half"], "Pid"),
+            1 => (vec!["snapshot", "create", "one", "half"], "KeeperPid"),
+            2 => (vec!["clone", "one", "--name", "half"], "Pid"),
+            _ => (vec!["clone", "one", "--name", "half"], "KeeperPid"),
+        };
+        start(&installation, "one", TICKER)?;
+        numbers(&installation, "one", 1)?;
+        let pid = installation.stdout(["inspect", "-f", &format!("{{{{.State.{process}}}}}"), "one"])?;
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse()?).context("no process")?;
+        let child = installation.command(&verb).stderr(std::process::Stdio::piped()).spawn()?;
+        std::thread::sleep(Duration::from_millis(after_ms));
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        let output = finish(child, GUEST_DEADLINE)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() || said.starts_with("lighter: "),
+            "{verb:?} after {after_ms} ms: {said}"
+        );
+        let status = || installation.stdout(["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "one"]);
+        let end = Instant::now() + GUEST_DEADLINE;
+        while status()?.starts_with("running") {
+            ensure!(
+                Instant::now() < end,
+                "{process} was killed after {after_ms} ms, and still: {}",
+                status()?
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(status()?.contains("kill"), "{}", status()?);
+        // What was saved before the end is whole, what was not is not there.
+        let list = json(&installation, &["snapshot", "ls", "--format", "json"])?;
+        let made = list.to_string().contains("\"half\"");
+        if verb[0] == "snapshot" {
+            ensure!(made == output.status.success(), "{list} after {said}");
+        }
+        if made {
+            installation.stdout(["restore", "half", "--name", "copy"])?;
+            let next = numbers(&installation, "copy", 1)?.last().copied().unwrap_or(0) + 2;
+            numbers(&installation, "copy", next)?;
+            installation.stdout(["rm", "-f", "copy"])?;
+            installation.stdout(["snapshot", "rm", "half"])?;
+            saved += 1;
+        }
+        let _ = installation.output(["rm", "-f", "half"])?;
+        installation.stdout(["rm", "-f", "one"])?;
+        ensure!(installation.leftovers()?.is_empty(), "{:?}", installation.leftovers()?);
+    }
+    ensure!(saved < 4, "every snapshot was made before the kill");
+    let left = std::fs::read_dir(installation.root().join("snapshots"))?.count();
+    ensure!(left == 0, "{left} drafts are left");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Many containers, one after the other and at once: what was there before is there after, and nothing else.
 //!
-//! `LIGHTER_SOAK` says how many one after the other (10; the engine's goal is 200).
+//! `LIGHTER_SOAK` says how many one after the other (10; the goals are 200 runs and 2,000 clones).
 
 use std::process::{Command, ExitCode};
 
@@ -15,7 +15,15 @@ const CROWD: usize = 20;
 
 fn main() -> ExitCode {
     let needs = &[Need::Kvm, Need::Root, Need::Program("nft"), Need::Program("ip")];
-    run_tests(vec![test("runs_in_a_row_and_at_once_leave_nothing_behind", needs, leave_nothing)])
+    run_tests(vec![
+        test("runs_in_a_row_and_at_once_leave_nothing_behind", needs, leave_nothing),
+        test("a_container_can_be_cloned_again_and_again", &[Need::Kvm], clones),
+    ])
+}
+
+/// How many, one after the other.
+fn rounds() -> anyhow::Result<usize> {
+    std::env::var("LIGHTER_SOAK").map_or(Ok(10), |number| number.parse().context("LIGHTER_SOAK is no number"))
 }
 
 /// Everything of the host that a container may touch, but for what other tests do meanwhile.
@@ -32,10 +40,7 @@ fn inventory(namespace: &Namespace, installation: &Installation) -> anyhow::Resu
 }
 
 fn leave_nothing() -> anyhow::Result<()> {
-    let rounds = match std::env::var("LIGHTER_SOAK") {
-        Ok(number) => number.parse().context("LIGHTER_SOAK is no number")?,
-        Err(_) => 10,
-    };
+    let rounds = rounds()?;
     let installation = Installation::new()?;
     let namespace = Namespace::new()?;
     let image = busybox_reference()?;
@@ -73,5 +78,64 @@ fn leave_nothing() -> anyhow::Result<()> {
         let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &id]).output()?.stdout;
         ensure!(found.is_empty(), "a cgroup is left: {}", String::from_utf8_lossy(&found));
     }
+    Ok(())
+}
+
+/// What a process holds: descriptors, and memory of its own in KiB.
+fn holds(pid: &str) -> anyhow::Result<(usize, u64)> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let field = |name: &str| -> anyhow::Result<u64> {
+        let line = rollup.lines().find(|line| line.starts_with(name)).context("no such field")?;
+        Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
+    };
+    Ok((descriptors, field("Private_Dirty:")?))
+}
+
+fn clones() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let image = busybox_reference()?;
+    installation.stdout([
+        "run",
+        "-d",
+        "--name",
+        "origin",
+        "--network",
+        "none",
+        &image,
+        "sleep",
+        "1000000",
+    ])?;
+    let pid =
+        |field: &str| installation.stdout(["inspect", "-f", &format!("{{{{.State.{field}}}}}"), "origin"]);
+    let (keeper, vmm) = (pid("KeeperPid")?, pid("Pid")?);
+    let now = || -> anyhow::Result<[(usize, u64); 2]> { Ok([holds(keeper.trim())?, holds(vmm.trim())?]) };
+    let processes = || -> anyhow::Result<String> {
+        run(Command::new("pgrep").args(["--count", "--full", &installation.root().display().to_string()]))
+    };
+    let round = |number: usize| -> anyhow::Result<()> {
+        let name = format!("clone{number}");
+        installation.stdout(["clone", "origin", "--name", &name])?;
+        let said = installation.stdout(["exec", &name, "echo", &name])?;
+        ensure!(said.trim() == name, "{said:?}");
+        installation.stdout(["rm", "-f", &name]).map(drop)
+    };
+    // The first ones fill what is kept on purpose.
+    (0..3).try_for_each(round)?;
+    let (before, processes_before) = (now()?, processes()?);
+    let rounds = rounds()?;
+    (3..3 + rounds).try_for_each(round)?;
+    let (after, processes_after) = (now()?, processes()?);
+    println!("{rounds} clones: descriptors and private KiB of keeper and VMM {before:?}, then {after:?}");
+    for ((descriptors, kib), (descriptors_after, kib_after)) in before.into_iter().zip(after) {
+        ensure!(descriptors_after <= descriptors + 1, "{descriptors} descriptors became {descriptors_after}");
+        // Of the VMM it is the guest's memory, which the pages that were shared for a clone come to again.
+        ensure!(kib_after < kib + (16 << 10), "{kib} KiB became {kib_after}");
+    }
+    ensure!(processes_after == processes_before, "{processes_before} processes became {processes_after}");
+    let containers = std::fs::read_dir(installation.root().join("containers"))?.count();
+    ensure!(containers == 1, "{containers} containers");
+    installation.stdout(["rm", "-f", "origin"])?;
+    ensure!(installation.leftovers()?.is_empty(), "left behind: {:?}", installation.leftovers()?);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use agent_protocol::message::InterfacePlan;
+use rustix::io::Errno;
 
 use crate::failure::{Context, Failure};
 use crate::network;
@@ -12,12 +13,36 @@ use crate::sysfs::Sysfs;
 const DRIVER: &str = "bus/platform/drivers/virtio-mmio";
 /// What the kernel calls a slot, with its number behind.
 const SLOT: &str = "virtio-mmio.";
+/// Bytes from the registers of one slot to those of the next.
+const SLOT_BYTES: u64 = 4096;
 
-/// Has the driver look at slot `slot` again, where there is a device now.
+/// Has the driver look at slot `slot`, where there is a device now.
 pub fn probe(slot: u8) -> Result<(), Failure> {
-    Sysfs::open()
-        .and_then(|sysfs| sysfs.write(&format!("{DRIVER}/bind"), format!("{SLOT}{slot}").as_bytes()))
-        .during(&format!("find the device in virtio slot {slot}"))
+    let look = || -> io::Result<()> {
+        let sysfs = Sysfs::open()?;
+        match sysfs.write(&format!("{DRIVER}/bind"), format!("{SLOT}{slot}").as_bytes()) {
+            // The kernel was not told of it.
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {
+                let devices = format!("{DRIVER}/devices");
+                let line = line_of(&sysfs.read(&devices)?, slot).ok_or(io::ErrorKind::InvalidData)?;
+                sysfs.write(&devices, line.as_bytes())
+            }
+            found => found,
+        }
+    };
+    look().during(&format!("find the device in virtio slot {slot}"))
+}
+
+/// What tells the driver of slot `slot`, by the kernel's list of slots: `0x1000@0xd0000000:5:0`, size, address,
+/// interrupt and number, the latter three counting up together.
+fn line_of(devices: &str, slot: u8) -> Option<String> {
+    let (size, rest) = devices.lines().next()?.split_once("@0x")?;
+    let mut fields = rest.split(':');
+    let address = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let interrupt: u32 = fields.next()?.parse().ok()?;
+    let ahead = slot.checked_sub(fields.next()?.parse().ok()?)?;
+    let address = address + u64::from(ahead) * SLOT_BYTES;
+    Some(format!("{size}@{address:#x}:{}:{slot}", interrupt + u32::from(ahead)))
 }
 
 /// Brings up the interface of `plan`, after a look at slot `slot` if it has just come there.
@@ -65,6 +90,16 @@ fn slot_in(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slot_that_the_kernel_does_not_know_follows_from_the_first() {
+        let devices = "0x1000@0xd0000000:5:0\n0x1000@0xd0001000:6:1\n";
+        assert_eq!(line_of(devices, 9).as_deref(), Some("0x1000@0xd0009000:14:9"));
+        assert_eq!(line_of("0x1000@0xd0002000:7:2\n", 3).as_deref(), Some("0x1000@0xd0003000:8:3"));
+        for other in ["", "0x1000", "0x1000@0xd0000000:5", "0x1000@0xd0002000:7:2"] {
+            assert_eq!(line_of(other, 1), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_slot_is_found_in_the_path_of_its_interface() {

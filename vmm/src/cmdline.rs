@@ -68,7 +68,7 @@ mod tests {
                 .to_owned()
         };
         assert_eq!(line(false), MACHINE);
-        assert!(line(true).contains("clearcpuid=popcnt"));
+        assert!(line(true).contains("clearcpuid=151,"));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Machine {
     pub agent: PathBuf,
     /// The guest's kernel.
     pub kernel: KernelConfig,
+    /// It can take virtio slots in that it did not know at its boot: it is lighter's own.
+    pub knows_slots_later: bool,
     /// The image's root filesystem.
     pub rootfs: PathBuf,
     /// Number of vCPUs.
@@ -73,6 +75,7 @@ impl Machine {
             program: carried::machine(dirs)?,
             agent: carried::agent_disk(dirs)?,
             kernel,
+            knows_slots_later: options.kernel.is_none(),
             rootfs: data.join(&spec.rootfs),
             vcpus: options.vcpus,
             mem_size_mib: resources::vm_memory_mib(options.memory_mib),
@@ -155,6 +158,7 @@ impl Machine {
             balloon_statistics_s: 0,
             keyboard: false,
             spare_slots: 0,
+            spare_slots_untold: self.knows_slots_later,
             plugged: Default::default(),
             console_log: Some(container.console_log()),
             restore: template.map(|template| RestoreConfig::full(template.snapshot())),

@@ -469,6 +469,7 @@ impl Resources {
             fs: None,
             keyboard: true,
             spare_slots: 0,
+            spare_slots_untold: false,
             plugged: PluggedConfig::default(),
             console_log: Some(console.into()),
             restore: None,

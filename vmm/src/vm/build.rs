@@ -167,7 +167,7 @@ pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
         console: parts.machine.console.is_some(),
         bare: config.kernel.bare,
         emulated_ring0: parts.emulated_ring0,
-        virtio_devices: parts.machine.slots.len(),
+        virtio_devices: parts.machine.slots.len() - config.untold_slots(),
     };
     let line = cmdline::build(machine, &config.kernel.cmdline);
     line.check(kernel.cmdline_max())?;

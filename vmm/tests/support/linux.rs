@@ -83,6 +83,7 @@ impl Bench {
             balloon_statistics_s: 0,
             keyboard: false,
             spare_slots: 0,
+            spare_slots_untold: false,
             plugged: Default::default(),
             console_log: Some(self.path("console")),
             restore: None,

@@ -170,6 +170,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         balloon_statistics_s: 0,
         keyboard: false,
         spare_slots: 0,
+        spare_slots_untold: false,
         plugged: Default::default(),
         console_log: None,
         restore: None,
