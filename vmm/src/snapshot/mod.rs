@@ -251,7 +251,7 @@ impl Writer {
 
     /// Writes the rest and gives the snapshot its name.
     pub fn publish(&self, description: &Description<'_>) -> Result<(), WriteError> {
-        let len = u64::from(description.fingerprint.mem_size_mib) << 20;
+        let len = description.fingerprint.memory().bytes();
         self.memory.set_len(len).map_err(self.write_failed())?;
         let path = self.partial.join("state");
         let mut sections = vec![
@@ -262,6 +262,10 @@ impl Writer {
         ];
         if !description.note.is_empty() {
             sections.push((Section::Note, description.note.to_vec()));
+        }
+        let hotplug_mib = description.fingerprint.hotplug_mib;
+        if hotplug_mib > 0 {
+            sections.push((Section::Hotplug, postcard::to_allocvec(&hotplug_mib)?));
         }
         let bytes = envelope::write(&sections);
         if let Some(mut file) = self.given.as_ref() {
@@ -314,14 +318,19 @@ impl Snapshot {
 
     /// Reads the snapshot whose state is in the file `state`, but for its memory.
     pub fn read_state(directory: &Path, state: &Path) -> Result<Self, ReadError> {
-        let file = |source| ReadError::File { path: state.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file_now = held::open(&read_options(), state).map_err(file)?;
-        file_now.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
-        if bytes.len() as u64 > MAX_STATE_BYTES {
-            return Err(ReadError::TooLarge { path: state.to_owned() });
-        }
-        Self::parse(directory, &bytes)
+        let file = held::open(&read_options(), state);
+        let file = file.map_err(|source| ReadError::File { path: state.to_owned(), source })?;
+        Self::parse(directory, &whole(file, state)?)
+    }
+
+    /// Reads the snapshot in `directory`, whose state file is open, but for its memory.
+    pub fn read_from(directory: &Path, state: File) -> Result<Self, ReadError> {
+        Self::parse(directory, &whole(state, &directory.join("state"))?)
+    }
+
+    /// Opens the state file of the snapshot in `directory`.
+    pub fn open_state(directory: &Path) -> io::Result<File> {
+        read_options().open(directory.join("state"))
     }
 
     /// The snapshot in `directory` whose state file has `bytes`.
@@ -330,8 +339,12 @@ impl Snapshot {
         let damaged = |source| ReadError::Envelope { path: path.clone(), source };
         let envelope = Envelope::parse(bytes).map_err(damaged)?;
         let section = |section| envelope.section(section).map(|body| (section, body)).map_err(damaged);
+        let mut fingerprint: Fingerprint = decode(&path, section(Section::Fingerprint)?)?;
+        if let Ok(found) = section(Section::Hotplug) {
+            fingerprint.hotplug_mib = decode(&path, found)?;
+        }
         Ok(Snapshot {
-            fingerprint: decode(&path, section(Section::Fingerprint)?)?,
+            fingerprint,
             state: decode(&path, section(Section::Vm)?)?,
             times: decode(&path, section(Section::Times)?)?,
             identity: decode(&path, section(Section::Identity)?)?,
@@ -357,8 +370,7 @@ impl Snapshot {
         if below.identity.id != base.id {
             return Err(wrong(Some((directory.clone(), below.identity.id))));
         }
-        let Fingerprint { vcpus, mem_size_mib, .. } = self.fingerprint;
-        let machine = below.fingerprint.check_size(vcpus, mem_size_mib);
+        let machine = below.fingerprint.check_size(self.fingerprint.vcpus, self.fingerprint.memory());
         machine.map_err(|source| ReadError::BaseMachine { path: directory.clone(), source })?;
         let memory = below.map_memory(rest)?;
         let (path, file) = self.open_memory()?;
@@ -370,7 +382,7 @@ impl Snapshot {
     /// has put the difference into a file of its base.
     pub fn map_file(&self, memory: &Path) -> Result<GuestRam, ReadError> {
         let (_, file) = self.open_file(memory.to_owned())?;
-        Ok(memory::map_private(self.fingerprint.mem_size_mib, &file)?)
+        Ok(memory::map_private(self.fingerprint.memory(), &file)?)
     }
 
     fn map_own_memory(&self) -> Result<GuestRam, ReadError> {
@@ -388,12 +400,23 @@ impl Snapshot {
             Ok((file, len))
         };
         let (file, found) = open().map_err(|source| ReadError::File { path: path.clone(), source })?;
-        let wanted = u64::from(self.fingerprint.mem_size_mib) << 20;
+        let wanted = self.fingerprint.memory().bytes();
         if found != wanted {
             return Err(ReadError::MemorySize { path, found, wanted });
         }
         Ok((path, file))
     }
+}
+
+/// What the state file `path` has.
+fn whole(file: File, path: &Path) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|source| ReadError::File { path: path.to_owned(), source })?;
+    if bytes.len() as u64 > MAX_STATE_BYTES {
+        return Err(ReadError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
 }
 
 fn decode<T: DeserializeOwned>(path: &Path, (section, body): (Section, &[u8])) -> Result<T, ReadError> {
