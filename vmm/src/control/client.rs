@@ -1,5 +1,6 @@
 //! The other end of the control socket.
 
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -9,9 +10,9 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::server::MAX_LINE;
+use super::server::{FILES, MAX_LINE};
 use super::{Answer, Done, Refusal, Request};
-use crate::snapshot::{WriteError, Writer};
+use crate::snapshot::{Snapshot, WriteError, Writer};
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +46,17 @@ impl Client {
         Ok(Client { stream: BufReader::new(stream) })
     }
 
-    /// Sends `request` and waits for the answer. The files of a snapshot are made here: a confined VMM cannot.
+    /// Sends `request` and waits for the answer. The files of a snapshot are made here, and its base's state is opened
+    /// here: a confined VMM cannot.
     pub fn ask(&mut self, request: &Request) -> Result<Done, ClientError> {
-        let Request::Snapshot { dir, .. } = request else {
+        let Request::Snapshot { dir, base, .. } = request else {
             return self.exchange(request, &[]);
         };
+        // Without it the VMM looks for itself, and says what it found.
+        let base = base.as_deref().and_then(|base| Snapshot::open_state(base).ok());
         let (writer, state) = Writer::for_other(dir)?;
-        let done = self.exchange(request, &[writer.memory().as_fd(), state.as_fd()])?;
+        let files = [writer.memory(), &state].into_iter().chain(&base);
+        let done = self.exchange(request, &files.map(File::as_fd).collect::<Vec<_>>())?;
         writer.name()?;
         Ok(done)
     }
@@ -64,7 +69,7 @@ impl Client {
     /// The descriptors go with the first byte.
     fn exchange(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Done, ClientError> {
         let line = line(request);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));

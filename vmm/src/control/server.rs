@@ -16,14 +16,15 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{Answer, Refusal, RefusalKind, Request};
 use crate::report::{Report, Reporter};
+use crate::vm::SnapshotFiles;
 
 /// Longest line. Stops a client from filling memory.
 pub(super) const MAX_LINE: usize = 16 << 10;
 /// Clients at once. Stops one from using up all descriptors.
 const MAX_CLIENTS: usize = 16;
 
-/// Files that come with a request for a snapshot: memory and state.
-const FILES: usize = 2;
+/// Most files that come with a request: a snapshot's memory and state, and the state of its base.
+pub(super) const FILES: usize = 3;
 
 /// The socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +58,13 @@ impl Asked {
         self.descriptors.pop()
     }
 
-    /// The files of a snapshot, memory and state, where its asker made them.
-    pub fn take_files(&mut self) -> Option<Arc<[File; FILES]>> {
-        let files = <[OwnedFd; FILES]>::try_from(std::mem::take(&mut self.descriptors)).ok()?;
-        Some(Arc::new(files.map(File::from)))
+    /// The files of a snapshot, memory and state, where its asker made them, and the state of its base.
+    pub fn take_files(&mut self) -> (Option<SnapshotFiles>, Option<File>) {
+        let mut files = std::mem::take(&mut self.descriptors).into_iter().map(File::from);
+        match (files.next(), files.next()) {
+            (Some(memory), Some(state)) => (Some(Arc::new([memory, state])), files.next()),
+            _ => (None, None),
+        }
     }
 
     /// Answers. A client that does not read loses its connection, nothing else.

@@ -314,14 +314,19 @@ impl Snapshot {
 
     /// Reads the snapshot whose state is in the file `state`, but for its memory.
     pub fn read_state(directory: &Path, state: &Path) -> Result<Self, ReadError> {
-        let file = |source| ReadError::File { path: state.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file_now = held::open(&read_options(), state).map_err(file)?;
-        file_now.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
-        if bytes.len() as u64 > MAX_STATE_BYTES {
-            return Err(ReadError::TooLarge { path: state.to_owned() });
-        }
-        Self::parse(directory, &bytes)
+        let file = held::open(&read_options(), state);
+        let file = file.map_err(|source| ReadError::File { path: state.to_owned(), source })?;
+        Self::parse(directory, &whole(file, state)?)
+    }
+
+    /// Reads the snapshot in `directory`, whose state file is open, but for its memory.
+    pub fn read_from(directory: &Path, state: File) -> Result<Self, ReadError> {
+        Self::parse(directory, &whole(state, &directory.join("state"))?)
+    }
+
+    /// Opens the state file of the snapshot in `directory`.
+    pub fn open_state(directory: &Path) -> io::Result<File> {
+        read_options().open(directory.join("state"))
     }
 
     /// The snapshot in `directory` whose state file has `bytes`.
@@ -331,7 +336,7 @@ impl Snapshot {
         let envelope = Envelope::parse(bytes).map_err(damaged)?;
         let section = |section| envelope.section(section).map(|body| (section, body)).map_err(damaged);
         Ok(Snapshot {
-            fingerprint: decode(&path, section(Section::Fingerprint)?)?,
+            fingerprint,
             state: decode(&path, section(Section::Vm)?)?,
             times: decode(&path, section(Section::Times)?)?,
             identity: decode(&path, section(Section::Identity)?)?,
@@ -399,3 +404,14 @@ impl Snapshot {
 fn decode<T: DeserializeOwned>(path: &Path, (section, body): (Section, &[u8])) -> Result<T, ReadError> {
     postcard::from_bytes(body).map_err(|source| ReadError::Section { path: path.to_owned(), section, source })
 }
+/// What the state file `path` has.
+fn whole(file: File, path: &Path) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|source| ReadError::File { path: path.to_owned(), source })?;
+    if bytes.len() as u64 > MAX_STATE_BYTES {
+        return Err(ReadError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+

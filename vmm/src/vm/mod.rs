@@ -31,7 +31,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 pub use self::build::{BuildError, read_only as kernel_options};
 pub use self::generation::RenewError;
 pub use self::machine::{DeviceError, console_options};
-pub use self::saving::SaveOrder;
+pub use self::saving::{SaveOrder, SnapshotFiles};
 pub use self::snapshot::SnapshotError;
 pub use self::state::{RestoreVmError, SaveError, VmState};
 use crate::config::{VmConfig, VmExit};

@@ -1,13 +1,14 @@
 //! What the control socket can ask of a VM.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use devices::rate::RateLimits;
 use devices::virtio::balloon::BalloonControl;
 
-use super::saving::{self, Save, Saving, SnapshotFiles};
+use super::saving::{self, Save, Saving};
 use super::snapshot::SnapshotError;
-use super::{SaveError, SaveOrder, Vcpus, Vm, VmError};
+use super::{SaveError, SaveOrder, SnapshotFiles, Vcpus, Vm, VmError};
 use crate::control::{Answer, Asked, Done, Refusal, RefusalKind, Request, Server, ServerError};
 use crate::snapshot::Snapshot;
 
@@ -94,8 +95,8 @@ impl Vm {
 
     /// Saves a paused VM at once; a running one is saved by a thread, whose end answers.
     fn save_for(&mut self, mut asked: Asked) -> Option<(Asked, Result<Done, Refusal>)> {
-        let files = asked.take_files();
-        let begun = self.begin_save(&asked.request, files);
+        let (files, base) = asked.take_files();
+        let begun = self.begin_save(&asked.request, files, base);
         let (save, stay_paused) = match begun {
             Ok(Begun::Running { save, stay_paused }) => (save, stay_paused),
             Ok(Begun::Done(done)) => return Some((asked, Ok(done))),
@@ -115,7 +116,12 @@ impl Vm {
         }
     }
 
-    fn begin_save(&mut self, request: &Request, files: Option<SnapshotFiles>) -> Result<Begun, Refusal> {
+    fn begin_save(
+        &mut self,
+        request: &Request,
+        files: Option<SnapshotFiles>,
+        base_state: Option<File>,
+    ) -> Result<Begun, Refusal> {
         let Request::Snapshot { dir, base, track, stay_paused } = request else {
             return Ok(Begun::Done(Done::default()));
         };
@@ -126,7 +132,11 @@ impl Vm {
         if self.saving.is_some() {
             return Err(VmError::from(saving::busy()).into());
         }
-        let base = base.as_deref().map(Snapshot::read).transpose().map_err(|error| Refusal {
+        let read = |base: &PathBuf| match base_state {
+            Some(state) => Snapshot::read_from(base, state),
+            None => Snapshot::read(base),
+        };
+        let base = base.as_ref().map(read).transpose().map_err(|error| Refusal {
             kind: RefusalKind::Request,
             message: crate::text::with_causes(&error),
         })?;
