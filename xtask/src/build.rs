@@ -34,6 +34,11 @@ pub fn vmm(lighter: &Path) -> anyhow::Result<PathBuf> {
     carried(lighter, "vmm")
 }
 
+/// The jailer of that VMM that `lighter` carries.
+pub fn jailer(lighter: &Path) -> anyhow::Result<PathBuf> {
+    carried(lighter, "jailer")
+}
+
 /// The VMM of containers that `lighter` carries.
 pub fn machine(lighter: &Path) -> anyhow::Result<PathBuf> {
     carried(lighter, "machine")

@@ -1,6 +1,6 @@
-//! Clients of Firecracker's API, unmodified, against lighter's VMM. Those in Rust need npx and minutes to build, so they
-//! are no part of `test`.
+//! Clients of Firecracker's API, unmodified, against lighter's VMM.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +10,8 @@ use crate::{build, deps, kernel, step};
 
 /// The client in Python that is installed, with its version.
 const PYTHON_CLIENT: &str = "firecracker-python==0.0.5";
+/// What `tests/clients/npx` reads Firecracker's description with.
+const YAML: &str = "PyYAML==6.0.3";
 /// It has ended by then, in seconds, or it hangs.
 const PATIENCE: &str = "240";
 
@@ -18,21 +20,40 @@ pub fn run() -> anyhow::Result<()> {
     deps::ensure(deps::KERNEL)?;
     let kernel = kernel::ensure()?;
     let lighter = build::lighter()?;
-    let vmm = build::vmm(&lighter)?;
     let target = lighter.ancestors().nth(2).context("lighter was built outside a target directory")?;
-    let clients = build::repository().join("tests/clients");
-    step::step("fc-sdk and firepilot", || {
+    let python = install_python(target)?;
+    step::step("clients in Rust", || {
         let mut command = build::cargo();
-        command.args(["test", "--quiet", "--locked"]).current_dir(&clients);
-        command.env("CARGO_TARGET_DIR", target.join("clients"));
-        command.env("LIGHTER_VMM", &vmm).env("LIGHTER_KERNEL", &kernel);
-        // fc-api converts Firecracker's description with a program that npx fetches.
-        step::run(command.env("npm_config_yes", "true"))
+        command.args(["test", "--quiet", "--locked"]).args(rust_arguments(target));
+        step::run(command.envs(rust_environment(&lighter, &kernel, &python)?))
     })?;
-    run_python(&install_python(target)?, &vmm, &kernel)
+    run_python(&python, &build::vmm(&lighter)?, &kernel)
 }
 
-/// Installs the client in Python and gives the interpreter that has it. Needs PyPI, by pip.
+/// Which tests are the clients in Rust, a workspace of its own.
+pub fn rust_arguments(target: &Path) -> [OsString; 4] {
+    let manifest = build::repository().join("tests/clients/Cargo.toml");
+    ["--manifest-path".into(), manifest.into(), "--target-dir".into(), target.join("clients").into()]
+}
+
+/// What they are built and run with: `python` has what `tests/clients/npx` needs.
+pub fn rust_environment(
+    lighter: &Path,
+    kernel: &Path,
+    python: &Path,
+) -> anyhow::Result<Vec<(&'static str, OsString)>> {
+    let own = [build::repository().join("tests/clients"), python.with_file_name("")];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))?;
+    Ok(vec![
+        ("PATH", path),
+        ("LIGHTER_VMM", build::vmm(lighter)?.into()),
+        ("LIGHTER_JAILER", build::jailer(lighter)?.into()),
+        ("LIGHTER_KERNEL", kernel.into()),
+    ])
+}
+
+/// Installs the client in Python, and what building those in Rust needs, and gives the interpreter that has it. Needs PyPI, by pip.
 pub fn install_python(target: &Path) -> anyhow::Result<PathBuf> {
     let environment = target.join("clients-python");
     let program = |name: &str| environment.join("bin").join(name);
@@ -40,7 +61,7 @@ pub fn install_python(target: &Path) -> anyhow::Result<PathBuf> {
         step::run_quietly(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     }
     let mut pip = Command::new(program("pip"));
-    step::run_quietly(pip.args(["install", "--quiet", "--timeout", "30", PYTHON_CLIENT]))?;
+    step::run_quietly(pip.args(["install", "--quiet", "--timeout", "30", PYTHON_CLIENT, YAML]))?;
     Ok(program("python"))
 }
 

@@ -1,5 +1,6 @@
 //! Everything that CI runs, and a closing line that counts what passed, failed and was skipped.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
@@ -46,48 +47,56 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         eprintln!("no schemathesis, so its tests are skipped: {error:#}");
     });
     let python = clients::install_python(target).inspect_err(|error| {
-        eprintln!("no firecracker-python, so it is skipped: {error:#}");
+        eprintln!("no firecracker-python and no PyYAML, so Firecracker's clients are skipped: {error:#}");
     });
     let templates = tempfile::tempdir().context("no place for the tests' templates")?;
     let mut counts = Counts::default();
     // The feature is in no other build, so that nothing that is delivered has it.
-    let taken_over = ["--package=vmm", "--features=compromised", "--test=compromised"];
-    let suite = |what: &str, arguments: &[&str], counts: &mut Counts| {
-        step::step(what, || {
-            let mut command = build::cargo();
-            command.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(arguments);
-            if let Some(filter) = &args.filter {
-                command.arg(filter);
-            }
-            command
-                .env("LIGHTER_KERNEL", &kernel)
-                .env("LIGHTER_BIN", &lighter)
-                .env("LIGHTER_TEST_TEMPLATES", templates.path())
-                .envs(schemathesis.as_ref().ok().map(|path| ("LIGHTER_SCHEMATHESIS", path)))
-                .envs(distribution.as_ref().map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped());
-            let mut child = command.spawn().context("cannot run cargo test")?;
-            let output = child.stdout.take().context("cargo test has no output")?;
-            for line in BufReader::new(output).lines() {
-                let line = line?;
-                println!("{line}");
-                counts.add(&line);
-            }
-            let status = child.wait()?;
-            if !status.success() {
-                bail!("cargo test ended with {status}");
-            }
-            Ok(())
-        })
-    };
-    let whole = suite("tests", &["--workspace"], &mut counts);
-    let outcome = whole.and(suite("tests of a VMM that was taken over", &taken_over, &mut counts));
-    let client = match (&python, args.filter.is_none() && Path::new("/dev/kvm").exists()) {
-        (Ok(python), true) => clients::run_python(python, &build::vmm(&lighter)?, &kernel),
+    let taken_over = ["--package=vmm", "--features=compromised", "--test=compromised"].map(OsString::from);
+    let none = Vec::new();
+    let suite =
+        |what: &str, arguments: &[OsString], variables: &[(&'static str, OsString)], counts: &mut Counts| {
+            step::step(what, || {
+                let mut command = build::cargo();
+                command.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(arguments);
+                if let Some(filter) = &args.filter {
+                    command.arg(filter);
+                }
+                command
+                    .env("LIGHTER_KERNEL", &kernel)
+                    .env("LIGHTER_BIN", &lighter)
+                    .env("LIGHTER_TEST_TEMPLATES", templates.path())
+                    .envs(schemathesis.as_ref().ok().map(|path| ("LIGHTER_SCHEMATHESIS", path)))
+                    .envs(distribution.as_ref().map(|path| ("LIGHTER_DISTRIBUTION_KERNEL", path)))
+                    .envs(variables.iter().cloned())
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::piped());
+                let mut child = command.spawn().context("cannot run cargo test")?;
+                let output = child.stdout.take().context("cargo test has no output")?;
+                for line in BufReader::new(output).lines() {
+                    let line = line?;
+                    println!("{line}");
+                    counts.add(&line);
+                }
+                let status = child.wait()?;
+                if !status.success() {
+                    bail!("cargo test ended with {status}");
+                }
+                Ok(())
+            })
+        };
+    let whole = suite("tests", &["--workspace".into()], &none, &mut counts);
+    let outcome = whole.and(suite("tests of a VMM that was taken over", &taken_over, &none, &mut counts));
+    let clients = match (&python, args.filter.is_none() && Path::new("/dev/kvm").exists()) {
+        (Ok(python), true) => {
+            let environment = clients::rust_environment(&lighter, &kernel, python)?;
+            let rust = clients::rust_arguments(target);
+            let rust = suite("Firecracker's clients in Rust", &rust, &environment, &mut counts);
+            rust.and(clients::run_python(python, &build::vmm(&lighter)?, &kernel))
+        }
         _ => Ok(()),
     };
-    let outcome = outcome.and(client);
+    let outcome = outcome.and(clients);
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
     outcome
 }

@@ -7,6 +7,11 @@ pub fn vmm() -> PathBuf {
     variable("LIGHTER_VMM")
 }
 
+/// The jailer, LIGHTER_JAILER.
+pub fn jailer() -> PathBuf {
+    variable("LIGHTER_JAILER")
+}
+
 /// A guest kernel without a disk, LIGHTER_KERNEL: it panics after a while, and so resets its VM.
 pub fn kernel() -> PathBuf {
     variable("LIGHTER_KERNEL")

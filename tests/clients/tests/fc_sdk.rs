@@ -43,7 +43,9 @@ async fn a_vm_is_configured_run_saved_and_restored() {
     vm.patch_mmds(of(json!({"more":1}))).await.unwrap();
     assert_eq!(serde_json::Value::from(vm.get_mmds().await.unwrap()), json!({"name":"one","more":1}));
     vm.update_drive("data", of(json!({"drive_id":"data","path_on_host":path("other disk")}))).await.unwrap();
-    assert!(vm.update_drive("none", of(json!({"drive_id":"none","path_on_host":path("disk")}))).await.is_err());
+    assert!(
+        vm.update_drive("none", of(json!({"drive_id":"none","path_on_host":path("disk")}))).await.is_err()
+    );
     vm.pause().await.unwrap();
     vm.create_snapshot(&path("state"), &path("memory")).await.unwrap();
     vm.resume().await.unwrap();

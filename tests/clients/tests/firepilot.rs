@@ -29,10 +29,8 @@ async fn a_machine_is_created_started_paused_resumed_and_killed() {
         .with_exec_binary(vmm())
         .try_build()
         .unwrap();
-    let configuration = Configuration::new("pilot".to_owned())
-        .with_kernel(kernel)
-        .with_executor(executor)
-        .with_drive(drive);
+    let configuration =
+        Configuration::new("pilot".to_owned()).with_kernel(kernel).with_executor(executor).with_drive(drive);
     let mut machine = Machine::new();
     machine.create(configuration).await.unwrap();
     machine.start().await.unwrap();

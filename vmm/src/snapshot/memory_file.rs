@@ -177,8 +177,12 @@ fn nonzero_runs(bytes: &[u8]) -> Vec<Range<usize>> {
 
 /// Ranges of the region, in order and apart, outside of which every byte is zero.
 ///
-/// Most of a guest's memory was never touched: to look at it would cost page tables, or even page cache.
+/// Most of a guest's memory was never touched: to look at it would cost page tables, or even page cache. Where there is
+/// no `/proc`, as in Firecracker's jail, all of it is looked at.
 fn candidates(region: &Region) -> io::Result<Vec<Range<usize>>> {
+    if own_memory().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(vec![0..region.len() as usize]);
+    }
     let base = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)? as usize;
     let len = region.len() as usize;
     let own_file = region.file_offset().map(|place| (place.file(), place.start()));
