@@ -7,6 +7,7 @@
 //! 0x0002_0000  command line                 0xFEC0_0000  IOAPIC
 //! 0x0009_FC00  MP table (end of low memory) 0xFEE0_0000  LAPIC
 //! 0x000A_0000  hole of the first MiB        0x1_0000_0000  memory above the hole
+//!                                           next GiB       memory that can be plugged
 //!                                           next GiB       persistent memory
 //! ```
 
@@ -91,11 +92,17 @@ pub fn ram_ranges(size: u64) -> Vec<RamRange> {
 /// Start and size of a window of persistent memory are multiples of this: Linux maps no less (a subsection).
 pub const PMEM_ALIGN: u64 = 2 << 20;
 
-/// Where windows of persistent memory begin in a VM with `ram` bytes of RAM: a GiB of its own, so that the
-/// guest's kernel never has both in one section of its memory map, and above all device memory.
-pub fn pmem_start(ram: u64) -> u64 {
+/// Where memory that can be plugged begins in a VM with `ram` bytes of RAM: a GiB of its own, so that the guest's
+/// kernel never has both in one section of its memory map, and above all device memory.
+pub fn hotplug_start(ram: u64) -> u64 {
     let end = ram_ranges(ram).last().map_or(0, |(start, size)| start + size);
     end.max(MMIO_HOLE_END).next_multiple_of(1 << 30)
+}
+
+/// Where windows of persistent memory begin in a VM with `ram` bytes of RAM and `hotplug` bytes that can be plugged: a
+/// GiB of its own too.
+pub fn pmem_start(ram: u64, hotplug: u64) -> u64 {
+    (hotplug_start(ram) + hotplug).next_multiple_of(1 << 30)
 }
 
 /// Guest-physical address of virtio-mmio slot `slot`.
@@ -125,10 +132,12 @@ mod tests {
 
     #[test]
     fn persistent_memory_is_above_ram_and_devices() {
-        assert_eq!(pmem_start(64 << 20), 4 << 30);
-        assert_eq!(pmem_start(3 << 30), 4 << 30);
-        assert_eq!(pmem_start((3 << 30) + 1), 5 << 30);
-        assert_eq!(pmem_start(5 << 30), 6 << 30);
+        assert_eq!(pmem_start(64 << 20, 0), 4 << 30);
+        assert_eq!(pmem_start(3 << 30, 0), 4 << 30);
+        assert_eq!(pmem_start((3 << 30) + 1, 0), 5 << 30);
+        assert_eq!(pmem_start(5 << 30, 0), 6 << 30);
+        assert_eq!(hotplug_start(64 << 20), 4 << 30);
+        assert_eq!(pmem_start(64 << 20, 128 << 20), 5 << 30);
     }
 
     #[test]

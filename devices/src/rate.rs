@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde::{Deserialize, Serialize};
 
-use self::bucket::TokenBucket;
+pub(crate) use self::bucket::TokenBucket;
 
 /// What may pass in some time: `size` tokens at once, which come back in `refill_time_ms`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]

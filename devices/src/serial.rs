@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
@@ -12,6 +13,7 @@ use vm_superio::serial::{NoEvents, SerialState as Registers};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
+use crate::rate::{BucketConfig, TokenBucket};
 
 /// First I/O port of the device (COM1).
 pub const SERIAL_PORT: u64 = 0x3f8;
@@ -155,6 +157,8 @@ pub struct ConsoleLog<W: Write> {
     line: Vec<u8>,
     /// Bytes that may still be written.
     left: u64,
+    /// What is over it is dropped.
+    bucket: Option<TokenBucket>,
 }
 
 impl<W: Write> ConsoleLog<W> {
@@ -163,11 +167,27 @@ impl<W: Write> ConsoleLog<W> {
         Self::with_limit(out, MAX_CONSOLE_BYTES)
     }
 
+    /// One that takes no more bytes than `rate` lets pass, and drops the others.
+    pub fn at_rate(out: W, rate: &BucketConfig) -> Self {
+        let bucket = TokenBucket::new(rate, Instant::now());
+        Self { out, line: Vec::new(), left: MAX_CONSOLE_BYTES, bucket }
+    }
+
     fn with_limit(out: W, left: u64) -> Self {
-        Self { out, line: Vec::new(), left }
+        Self { out, line: Vec::new(), left, bucket: None }
     }
 
     fn push(&mut self, byte: u8) {
+        if let Some(bucket) = &mut self.bucket {
+            if !bucket.wait(Instant::now()).is_zero() {
+                // The end of its line may be among what is dropped.
+                if !self.line.is_empty() {
+                    self.write_line();
+                }
+                return;
+            }
+            bucket.take(1);
+        }
         let Some(left) = self.left.checked_sub(1) else {
             return;
         };
@@ -235,6 +255,17 @@ mod tests {
             assert_eq!(read(&serial, LINE_STATUS), 0x60);
         }
         assert_eq!(out, b"hello\nworld");
+    }
+
+    #[test]
+    fn bytes_over_the_rate_are_dropped() {
+        let mut out = Vec::new();
+        {
+            let rate = BucketConfig { size: 4, one_time_burst: 2, refill_time_ms: 3_600_000 };
+            let serial = Serial::open(ConsoleLog::at_rate(&mut out, &rate)).unwrap();
+            print(&serial, b"hello world");
+        }
+        assert_eq!(out, b"hello ");
     }
 
     #[test]

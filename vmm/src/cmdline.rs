@@ -16,6 +16,9 @@ const CONSOLE: &str = "console=ttyS0";
 /// host's own CPUID there, so features are turned off here. A second `clearcpuid` would replace this one.
 const EMULATED_RING0: &str = include_str!("../../resources/kernel/emulated-ring0.cmdline").trim_ascii();
 
+/// Memory that is plugged is used at once, and so that it can be unplugged.
+const HOTPLUG: &str = "memhp_default_state=online_movable";
+
 /// What the command line depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
@@ -25,6 +28,8 @@ pub struct Machine {
     pub bare: bool,
     /// This host's KVM emulates guest ring 0.
     pub emulated_ring0: bool,
+    /// Memory can be plugged.
+    pub hotplug: bool,
     /// Virtio devices, in slots 0 and up.
     pub virtio_devices: usize,
 }
@@ -39,6 +44,9 @@ pub fn build(machine: Machine, own: &str) -> Cmdline {
     if machine.emulated_ring0 {
         line.push(EMULATED_RING0);
     }
+    if machine.hotplug {
+        line.push(HOTPLUG);
+    }
     for slot in 0..machine.virtio_devices {
         line.push_virtio_mmio(slot);
     }
@@ -52,7 +60,8 @@ mod tests {
 
     #[test]
     fn the_configurations_words_come_last() {
-        let machine = Machine { console: true, bare: false, emulated_ring0: false, virtio_devices: 1 };
+        let machine =
+            Machine { console: true, bare: false, emulated_ring0: false, hotplug: false, virtio_devices: 1 };
         assert_eq!(
             build(machine, "root=/dev/vda").as_str(),
             "console=ttyS0 quiet noreplace-smp swiotlb=noforce poweroff_port=0x600 \
@@ -63,9 +72,12 @@ mod tests {
     #[test]
     fn only_emulating_hosts_get_their_quirks() {
         let line = |emulated_ring0| {
-            build(Machine { console: false, bare: false, emulated_ring0, virtio_devices: 0 }, "")
-                .as_str()
-                .to_owned()
+            build(
+                Machine { console: false, bare: false, emulated_ring0, hotplug: false, virtio_devices: 0 },
+                "",
+            )
+            .as_str()
+            .to_owned()
         };
         assert_eq!(line(false), MACHINE);
         assert!(line(true).contains("clearcpuid=151,"));
@@ -73,7 +85,8 @@ mod tests {
 
     #[test]
     fn a_bare_line_leaves_the_console_to_the_configuration() {
-        let machine = Machine { console: true, bare: true, emulated_ring0: false, virtio_devices: 0 };
+        let machine =
+            Machine { console: true, bare: true, emulated_ring0: false, hotplug: false, virtio_devices: 0 };
         assert_eq!(build(machine, "console=ttyS0").as_str(), format!("{BARE} console=ttyS0"));
         assert!(BARE.split(' ').all(|word| MACHINE.contains(word)));
     }

@@ -8,6 +8,9 @@ pub use devices::virtio::block::BlockEngine;
 pub use devices::virtio::net::detour::Service;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::MemoryShape;
+use crate::template::CpuTemplate;
+
 /// One VM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -62,9 +65,49 @@ pub struct VmConfig {
     /// Unix socket to make for [`crate::control`]. Whoever may connect to it controls the VM.
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// What no container has.
+    #[serde(default)]
+    pub rare: RareConfig,
+}
+
+/// What only who uses the microVM API can ask for.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RareConfig {
+    /// Memory that the guest can be given while it runs.
+    pub hotplug: Option<HotplugConfig>,
+    /// Guest memory is the host's pages of 2 MiB.
+    pub huge_pages: bool,
+    /// With a balloon: the host may ask which pages are free.
+    pub balloon_hinting: bool,
+    /// What the entropy device may carry.
+    pub entropy_limits: Option<RateLimits>,
+    /// What persistent memory may carry, as the first devices; those that are left out have no limits.
+    pub pmem_limits: Vec<RateLimits>,
+    /// Bytes of the console that are written; the others are dropped.
+    pub console_rate: Option<BucketConfig>,
+    /// What the processors have otherwise than this host's; only for who builds the VM in its own process.
+    #[serde(skip)]
+    pub cpu: CpuTemplate,
+}
+
+/// Memory that the guest can be given while it runs, and gives back.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HotplugConfig {
+    /// Most of it, in MiB; a multiple of a block.
+    pub size_mib: u32,
+    /// Smallest part of it, in MiB; a power of two, 2 or more.
+    pub block_mib: u32,
 }
 
 impl VmConfig {
+    /// How much memory there is, and of which kind.
+    pub fn memory(&self) -> MemoryShape {
+        let hotplug_mib = self.rare.hotplug.map_or(0, |hotplug| hotplug.size_mib);
+        MemoryShape { boot_mib: self.mem_size_mib, hotplug_mib, huge_pages: self.rare.huge_pages }
+    }
+
     /// Most virtio slots of one VM, spare ones included.
     pub const MAX_SLOTS: usize = arch::layout::VIRTIO_MMIO_SLOTS;
 
@@ -77,7 +120,7 @@ impl VmConfig {
     /// Number of the virtio slots before the spare ones.
     pub fn fixed_slots(&self) -> usize {
         let rng = 1;
-        let single = [self.vsock.is_some(), self.balloon, self.fs.is_some()];
+        let single = [self.vsock.is_some(), self.balloon, self.rare.hotplug.is_some(), self.fs.is_some()];
         let single = single.into_iter().filter(|there| *there).count();
         self.disks.len() + self.net.len() + self.pmem.len() + single + rng
     }

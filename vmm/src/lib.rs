@@ -23,6 +23,7 @@ mod report;
 pub mod seccomp;
 pub mod snapshot;
 pub mod stop;
+pub mod template;
 pub mod text;
 mod uffd;
 mod vcpu;

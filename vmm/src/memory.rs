@@ -30,6 +30,18 @@ pub enum MemoryError {
         /// Why.
         source: MmapRegionError,
     },
+    /// The pool is empty.
+    #[error(
+        "cannot map {size} bytes of guest memory in pages of 2 MiB, which the host must have set aside: write more than \
+         {} to /proc/sys/vm/nr_hugepages, or do without huge pages",
+        size >> 21
+    )]
+    HugePages {
+        /// Size of the mapping.
+        size: u64,
+        /// Why.
+        source: MmapRegionError,
+    },
     /// The file's descriptor could not be duplicated.
     #[error("cannot share the memory file")]
     ShareFile(#[source] std::io::Error),
@@ -48,17 +60,72 @@ pub enum MemoryError {
     },
 }
 
-/// Maps `mem_size_mib` of anonymous memory, zero and not yet backed by pages.
-pub fn allocate(mem_size_mib: u32) -> Result<GuestRam, MemoryError> {
-    build(mem_size_mib, |size, _| {
-        builder(size).with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-    })
+/// How much memory a guest has, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryShape {
+    /// From the start on, in MiB.
+    pub boot_mib: u32,
+    /// That can be plugged while it runs, in MiB.
+    pub hotplug_mib: u32,
+    /// Where it is no file's, it is the host's pages of 2 MiB.
+    pub huge_pages: bool,
+}
+
+impl From<u32> for MemoryShape {
+    fn from(boot_mib: u32) -> Self {
+        MemoryShape { boot_mib, hotplug_mib: 0, huge_pages: false }
+    }
+}
+
+impl MemoryShape {
+    /// All of it, in bytes.
+    pub fn bytes(self) -> u64 {
+        self.boot_bytes() + self.hotplug_bytes()
+    }
+
+    /// What is there from the start on, in bytes.
+    pub fn boot_bytes(self) -> u64 {
+        u64::from(self.boot_mib) << 20
+    }
+
+    /// What can be plugged, in bytes.
+    pub fn hotplug_bytes(self) -> u64 {
+        u64::from(self.hotplug_mib) << 20
+    }
+
+    /// Start and size of what can be plugged, if there is something.
+    pub fn hotplug_range(self) -> Option<(u64, u64)> {
+        let size = Some(self.hotplug_bytes()).filter(|size| *size > 0)?;
+        Some((layout::hotplug_start(self.boot_bytes()), size))
+    }
+}
+
+/// Bytes of a huge page.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Maps memory of this `shape`, zero. Pages of 4 KiB come when they are touched; huge ones are reserved here.
+pub fn allocate(shape: impl Into<MemoryShape>) -> Result<GuestRam, MemoryError> {
+    let shape = shape.into();
+    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let flags = if shape.huge_pages {
+        anonymous | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB
+    } else {
+        anonymous | libc::MAP_NORESERVE
+    };
+    build(shape, |size, _| builder(size).with_mmap_flags(flags))
+}
+
+/// The part of `memory` that is there from the start on.
+pub fn at_boot(memory: &GuestRam, shape: MemoryShape) -> GuestRam {
+    let range = shape.hotplug_range();
+    let rest = range.and_then(|(start, size)| memory.remove_region(GuestAddress(start), size).ok());
+    rest.map_or_else(|| memory.clone(), |(rest, _)| rest)
 }
 
 /// Maps `file`, which holds guest memory region after region, privately: writes stay in this VM.
-pub fn map_private(mem_size_mib: u32, file: &File) -> Result<GuestRam, MemoryError> {
+pub fn map_private(shape: impl Into<MemoryShape>, file: &File) -> Result<GuestRam, MemoryError> {
     let file = std::sync::Arc::new(file.try_clone().map_err(MemoryError::ShareFile)?);
-    build(mem_size_mib, |size, offset| {
+    build(MemoryShape { huge_pages: false, ..shape.into() }, |size, offset| {
         builder(size)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(file.clone(), offset))
@@ -74,17 +141,23 @@ fn builder(size: usize) -> Builder {
 }
 
 /// Builds each region of the layout; `mapping` gets its size and its offset from the first region's start.
-fn build(mem_size_mib: u32, mapping: impl Fn(usize, u64) -> Builder) -> Result<GuestRam, MemoryError> {
-    if !(layout::MIN_MEMORY_MIB..=layout::MAX_MEMORY_MIB).contains(&mem_size_mib) {
+fn build(shape: MemoryShape, mapping: impl Fn(usize, u64) -> Builder) -> Result<GuestRam, MemoryError> {
+    let sizes = layout::MIN_MEMORY_MIB..=layout::MAX_MEMORY_MIB;
+    let whole = shape.boot_mib.saturating_add(shape.hotplug_mib);
+    if let Some(mem_size_mib) = [shape.boot_mib, whole].into_iter().find(|mib| !sizes.contains(mib)) {
         return Err(MemoryError::Size { mem_size_mib });
     }
-    let mut regions = Vec::with_capacity(2);
+    let mut regions = Vec::with_capacity(3);
     let mut offset = 0;
-    for (start, size) in layout::ram_ranges(u64::from(mem_size_mib) << 20) {
+    // What can be plugged is the last region.
+    for (start, size) in layout::ram_ranges(shape.boot_bytes()).into_iter().chain(shape.hotplug_range()) {
         let region = mapping(size as usize, offset)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .build()
-            .map_err(|source| MemoryError::Map { size, source })?;
+            .map_err(|source| match shape.huge_pages {
+                true => MemoryError::HugePages { size, source },
+                false => MemoryError::Map { size, source },
+            })?;
         regions.push(GuestRegionMmap::new(region, GuestAddress(start)).ok_or(MemoryError::Layout)?);
         offset += size;
     }
@@ -131,6 +204,19 @@ mod tests {
         let ranges: Vec<_> = mem.iter().map(|region| (region.start_addr().0, region.len())).collect();
         assert_eq!(ranges, [(0, 3 << 30), (4 << 30, 1 << 30)]);
         mem.write_obj(7_u8, GuestAddress((5 << 30) - 1)).unwrap();
+    }
+
+    #[test]
+    fn memory_to_be_plugged_lies_above_the_rest() {
+        let shape = MemoryShape { hotplug_mib: 128, ..64.into() };
+        let mem = allocate(shape).unwrap();
+        let ranges = |mem: &GuestRam| -> Vec<_> {
+            mem.iter().map(|region| (region.start_addr().0, region.len())).collect()
+        };
+        assert_eq!(ranges(&mem), [(0, 64 << 20), (4 << 30, 128 << 20)]);
+        assert_eq!(ranges(&at_boot(&mem, shape)), [(0, 64 << 20)]);
+        assert_eq!(ranges(&at_boot(&mem, 64.into())), ranges(&mem));
+        assert!(allocate(MemoryShape { hotplug_mib: layout::MAX_MEMORY_MIB, ..64.into() }).is_err());
     }
 
     #[test]

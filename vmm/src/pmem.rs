@@ -101,7 +101,7 @@ type Region = GuestRegionMmap<Option<vm_memory::bitmap::AtomicBitmap>>;
 
 /// Opens and maps all persistent memory of `config`, the plugged one last.
 pub fn open(config: &VmConfig) -> Result<Vec<Pmem>, PmemError> {
-    let mut start = layout::pmem_start(u64::from(config.mem_size_mib) << 20);
+    let mut start = layout::pmem_start(config.memory().boot_bytes(), config.memory().hotplug_bytes());
     let mut all = Vec::new();
     for config in config.pmem.iter().chain(&config.plugged.pmem) {
         let pmem = Pmem::open(config, start)?;

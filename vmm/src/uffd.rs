@@ -74,8 +74,8 @@ struct Mapping {
     page_size_kib: usize,
 }
 
-/// Leaves `memory`, which nobody has touched, to the process that listens on `path`.
-pub fn hand_over(memory: &GuestRam, path: &Path) -> Result<Handler, UffdError> {
+/// Leaves `memory` of pages of `page` bytes, which nobody has touched, to the process that listens on `path`.
+pub fn hand_over(memory: &GuestRam, path: &Path, page: usize) -> Result<Handler, UffdError> {
     let uffd = open().map_err(UffdError::Open)?;
     // struct uffdio_api: api, features, ioctls.
     ioctl(&uffd, UFFDIO_API, &mut [API, EVENT_REMOVE, 0])
@@ -92,8 +92,8 @@ pub fn hand_over(memory: &GuestRam, path: &Path) -> Result<Handler, UffdError> {
             base_host_virt_addr,
             size: size_bytes,
             offset,
-            page_size: PAGE,
-            page_size_kib: PAGE,
+            page_size: page,
+            page_size_kib: page,
         });
         offset += size;
     }

@@ -30,6 +30,10 @@ kvm_tests!(
     three_keys_reach_the_guest,
     the_examples_of_the_documentation_work,
     a_drive_gets_another_medium_while_its_guest_runs,
+    a_cpu_template_reaches_the_guest_and_its_clone,
+    devices_have_limits_that_can_be_changed,
+    memory_that_can_be_plugged_is_part_of_a_snapshot,
+    huge_pages_take_a_pool_and_say_so,
 );
 
 guest!(power_off: "nop");
@@ -44,6 +48,19 @@ guest!(keyboard:
     "in al, 0x60",
     "cmp al, 0x71",
     "jne 2b",
+);
+// Leaves KVM's feature bits and the microcode's revision, and counts.
+guest!(asking:
+    "mov eax, 0x40000001",
+    "xor ecx, ecx",
+    "cpuid",
+    "mov [r15 + 8], rax",
+    "mov ecx, 0x8b",
+    "rdmsr",
+    "mov [r15 + 16], eax",
+    "mov [r15 + 20], edx",
+    "2: inc qword ptr [r15]",
+    "jmp 2b",
 );
 guest!(printing: "mov dx, 0x3f8", "mov al, 0x68", "out dx, al", "mov al, 0x0a", "out dx, al");
 
@@ -123,7 +140,8 @@ fn bad_configurations_are_refused_and_the_vmm_goes_on() {
     let net = json!({"iface_id":"eth0","host_dev_name":"no such interface"});
     assert!(api.refused("PUT", "/network-interfaces/eth0", &net).contains("Open tap device failed"));
     api.refused("PUT", "/vsock", &json!({"guest_cid":2,"uds_path":"v"}));
-    assert!(api.refused("PUT", "/hotplug/memory", &json!({"total_size_mib":1024})).contains("not offered"));
+    assert!(api.refused("PUT", "/hotplug/memory", &json!({"total_size_mib":64})).contains("Total size"));
+    assert!(api.refused("PUT", "/cpu-config", &json!({"msr_modifiers":[1]})).starts_with("CPU config error"));
     // A kernel that is none is found out at the start, and another one may be given then.
     std::fs::write(api.path("script"), "#!/bin/sh\n").unwrap();
     api.done("PUT", "/boot-source", &json!({"kernel_image_path": api.path("script")}));
@@ -518,4 +536,188 @@ fn another_process_gives_the_pages_of_a_snapshot() {
     assert!(page(&memory).iter().any(|byte| *byte != 0));
     drop(second);
     assert_eq!(handler.join().unwrap(), (64 << 20) / 4096, "each page once");
+}
+
+/// Words of guest memory from `DATA` on, in a snapshot's file.
+fn words<const N: usize>(path: &str) -> [u64; N] {
+    let mut bytes = vec![0; N * 8];
+    File::open(path).unwrap().read_exact_at(&mut bytes, DATA).unwrap();
+    std::array::from_fn(|word| u64::from_le_bytes(bytes[word * 8..word * 8 + 8].try_into().unwrap()))
+}
+
+/// Lets the guest of `api` run until it counts, and saves it to the files `s` and `m`.
+fn save_when_it_counts(api: &Api) {
+    let begin = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(10));
+        set_state(api, "Paused");
+        let paths = json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m")});
+        api.done("PUT", "/snapshot/create", &paths);
+        if count(&api.path("m")) > 0 {
+            return;
+        }
+        set_state(api, "Resumed");
+        assert!(begin.elapsed() < PATIENCE, "the guest does not run");
+    }
+}
+
+fn a_cpu_template_reaches_the_guest_and_its_clone() {
+    let kernel = kernel(asking);
+    let leaf = |bitmap: &str| {
+        let modifiers = json!([{"register":"eax","bitmap":bitmap}]);
+        json!([{"leaf":"0x40000001","subleaf":"0x0","flags":0,"modifiers":modifiers}])
+    };
+    let template = json!({
+        "kvm_capabilities": ["0", "!56"],
+        "cpuid_modifiers": leaf("0bxx01"),
+        "msr_modifiers": [{"addr":"0x8b","bitmap":"0b1010_1111_0000_0000_0000_0000_0000_0000_0000_0000"}],
+    });
+    let api = Api::start(&[]);
+    configure(&api, &kernel);
+    api.done("PUT", "/cpu-config", &template);
+    assert_eq!(api.get("/vm/config")["cpu-config"], template);
+    start(&api);
+    save_when_it_counts(&api);
+    let [_, features, revision] = words(&api.path("m"));
+    assert_eq!((features & 0b11, revision), (0b01, 0xaf << 32));
+    // The snapshot has the template: a machine without would be another one.
+    let clone = Api::start(&[]);
+    let paths = json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m"),"resume_vm":true});
+    clone.done("PUT", "/snapshot/load", &paths);
+    assert_eq!(clone.get("/vm/config")["cpu-config"], template);
+    for (template, why) in [
+        (json!({"kvm_capabilities":["99999"]}), "lacks capability 99999"),
+        (
+            json!({"cpuid_modifiers":[{"leaf":"0x12345","subleaf":"0x0","flags":0,"modifiers":[]}]}),
+            "leaf 0x12345",
+        ),
+        (json!({"msr_modifiers":[{"addr":"0x12345","bitmap":"0b1"}]}), "MSR 0x12345"),
+    ] {
+        let other = Api::start(&[]);
+        configure(&other, &kernel);
+        other.done("PUT", "/cpu-config", &template);
+        let message = other.refused("PUT", "/actions", &json!({"action_type":"InstanceStart"}));
+        assert!(message.contains(why), "{message}");
+        assert_eq!(state(&other), "Not started");
+    }
+}
+
+fn devices_have_limits_that_can_be_changed() {
+    let kernel = kernel(printing);
+    let mut api = Api::start(&[]);
+    configure(&api, &kernel);
+    File::create(api.path("layer")).unwrap().set_len(2 << 20).unwrap();
+    let ops = |size: u64| json!({"ops":{"size":size,"refill_time":1000}});
+    let pmem = json!({"id":"layer","path_on_host":api.path("layer"),"rate_limiter":ops(1)});
+    api.done("PUT", "/pmem/layer", &pmem);
+    api.done("PUT", "/entropy", &json!({"rate_limiter":ops(2)}));
+    let bucket = json!({"size":1,"refill_time":3_600_000});
+    api.done("PUT", "/serial", &json!({"serial_out_path":api.path("console"),"rate_limiter":bucket}));
+    start(&api);
+    assert_eq!(api.wait().code(), Some(0), "{}", api.output());
+    // "h" and the end of its line, of which one byte passes.
+    assert_eq!(std::fs::read_to_string(api.path("console")).unwrap(), "h");
+
+    let kernel = support::kernel(counting);
+    let api = Api::start(&[]);
+    configure(&api, &kernel);
+    File::create(api.path("layer")).unwrap().set_len(2 << 20).unwrap();
+    api.done("PUT", "/pmem/layer", &json!({"id":"layer","path_on_host":api.path("layer")}));
+    start(&api);
+    api.done("PATCH", "/pmem/layer", &json!({"id":"layer","rate_limiter":ops(3)}));
+    assert_eq!(api.get("/vm/config")["pmem"][0]["rate_limiter"]["ops"]["size"], 3);
+    assert!(api.refused("PATCH", "/pmem/none", &json!({"id":"none"})).contains("no such device"));
+    for path in ["/pmem/layer", "/drives/any", "/network-interfaces/any"] {
+        let (status, answer) = api.call("DELETE", path, "");
+        assert_eq!(status, 400);
+        assert!(answer["fault_message"].as_str().unwrap().contains("--enable-pci"), "{answer}");
+    }
+}
+
+/// With a guest that has no driver for it; `api_guest` has one.
+fn memory_that_can_be_plugged_is_part_of_a_snapshot() {
+    let kernel = kernel(counting);
+    let api = Api::start(&[]);
+    configure(&api, &kernel);
+    assert!(
+        api.refused("PATCH", "/hotplug/memory", &json!({"requested_size_mib":2})).contains("before starting")
+    );
+    api.done("PUT", "/hotplug/memory", &json!({"total_size_mib":256}));
+    let sizes = json!({"total_size_mib":256,"block_size_mib":2,"slot_size_mib":128});
+    assert_eq!(api.get("/vm/config")["memory-hotplug"], sizes);
+    api.done("PUT", "/balloon", &json!({"amount_mib":0,"deflate_on_oom":true,"free_page_hinting":true}));
+    start(&api);
+    let status = json!({
+        "total_size_mib":256,"block_size_mib":2,"slot_size_mib":128,"plugged_size_mib":0,"requested_size_mib":0
+    });
+    assert_eq!(api.get("/hotplug/memory"), status);
+    let message = api.refused("PATCH", "/hotplug/memory", &json!({"requested_size_mib":128}));
+    assert!(message.contains("no driver"), "{message}");
+    assert_eq!(api.get("/balloon/hinting/status"), json!({"host_cmd":0,"guest_cmd":null}));
+    assert!(api.refused("PATCH", "/balloon/hinting/start", &json!({})).contains("no driver"));
+    save_when_it_counts(&api);
+    assert_eq!(std::fs::metadata(api.path("m")).unwrap().len(), 320 << 20);
+    let clone = Api::start(&[]);
+    let paths = json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m"),"resume_vm":true});
+    clone.done("PUT", "/snapshot/load", &paths);
+    assert_eq!(clone.get("/hotplug/memory"), status);
+
+    let without = Api::start(&[]);
+    configure(&without, &kernel);
+    start(&without);
+    assert!(
+        without
+            .refused("PATCH", "/hotplug/memory", &json!({"requested_size_mib":0}))
+            .contains("PUT /hotplug")
+    );
+    for path in ["/hotplug/memory", "/balloon/hinting/status"] {
+        assert_eq!(without.call("GET", path, "").0, 400);
+    }
+}
+
+/// Pages of 2 MiB that the host has set aside, as they were before when it is dropped.
+struct Pool(String);
+
+impl Pool {
+    const PATH: &str = "/proc/sys/vm/nr_hugepages";
+
+    /// Of `count` pages more; none where they cannot be had.
+    fn with(count: u64) -> Option<Self> {
+        let before = std::fs::read_to_string(Self::PATH).ok()?.trim().to_owned();
+        let wanted = before.parse::<u64>().ok()? + count;
+        std::fs::write(Self::PATH, wanted.to_string()).ok()?;
+        let pool = Pool(before);
+        let now = std::fs::read_to_string(Self::PATH).ok()?;
+        (now.trim() == wanted.to_string()).then_some(pool)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::PATH, &self.0);
+    }
+}
+
+fn huge_pages_take_a_pool_and_say_so() {
+    let kernel = kernel(counting);
+    let machine = |mib: u32| json!({"vcpu_count":1,"mem_size_mib":mib,"huge_pages":"2M"});
+    let api = Api::start(&[]);
+    configure(&api, &kernel);
+    assert!(api.refused("PUT", "/machine-config", &machine(63)).contains("even"));
+    // More than any pool has.
+    api.done("PUT", "/machine-config", &machine(1 << 20));
+    let message = api.refused("PUT", "/actions", &json!({"action_type":"InstanceStart"}));
+    assert!(message.contains("/proc/sys/vm/nr_hugepages"), "{message}");
+    let Some(_pool) = Pool::with(32) else {
+        println!("skipped: the host gives no huge pages");
+        return;
+    };
+    api.done("PUT", "/machine-config", &machine(64));
+    start(&api);
+    save_when_it_counts(&api);
+    let paths = |pages: &str| json!({"snapshot_path":api.path("s"),"mem_file_path":api.path("m"),"resume_vm":true,"huge_pages":pages});
+    let clone = Api::start(&[]);
+    assert!(clone.refused("PUT", "/snapshot/load", &paths("Snapshot")).contains("huge_pages to None"));
+    clone.done("PUT", "/snapshot/load", &paths("None"));
+    assert_eq!(clone.get("/machine-config")["huge_pages"], "None");
 }

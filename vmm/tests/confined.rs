@@ -33,11 +33,10 @@ fn differences_are_saved_by_a_vmm_in_its_cage() {
     text.rewind().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let root = rustix::process::geteuid().is_root();
-    let (namespaces, cage) =
-        if root { (Namespaces::Pid, "root") } else { (Namespaces::User, "user") };
-    let arguments = ["vmm", "--config-fd", &inherited(text.as_fd()), "--event-fd", &inherited(writer.as_fd())];
-    let arguments: Vec<String> =
-        arguments.into_iter().chain(["--cage", cage]).map(str::to_owned).collect();
+    let (namespaces, cage) = if root { (Namespaces::Pid, "root") } else { (Namespaces::User, "user") };
+    let arguments =
+        ["vmm", "--config-fd", &inherited(text.as_fd()), "--event-fd", &inherited(writer.as_fd())];
+    let arguments: Vec<String> = arguments.into_iter().chain(["--cage", cage]).map(str::to_owned).collect();
     let program = Path::new(env!("CARGO_BIN_EXE_lighter-machine"));
     let log = tempfile::tempfile().unwrap();
     let mut child = spawn(program, &arguments, log.as_fd(), namespaces).unwrap();

@@ -92,7 +92,7 @@ impl MachineUpdate {
 }
 
 /// `PUT /hotplug/memory`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryHotplug {
     /// In MiB.
@@ -106,9 +106,20 @@ pub struct MemoryHotplug {
 }
 
 /// `PATCH /hotplug/memory`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryHotplugUpdate {
     /// In MiB.
+    pub requested_size_mib: u32,
+}
+
+/// `GET /hotplug/memory`; in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct MemoryHotplugStatus {
+    pub total_size_mib: u32,
+    pub slot_size_mib: u32,
+    pub block_size_mib: u32,
+    pub plugged_size_mib: u32,
     pub requested_size_mib: u32,
 }

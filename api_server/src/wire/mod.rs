@@ -17,7 +17,9 @@ pub use self::balloon::{
 };
 pub use self::boot::BootSource;
 pub use self::drive::{CacheType, Drive, DriveUpdate, IoEngine, Pmem, PmemUpdate};
-pub use self::machine::{CpuTemplate, HugePages, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate};
+pub use self::machine::{
+    CpuTemplate, HugePages, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugStatus, MemoryHotplugUpdate,
+};
 pub use self::mmds::{MmdsConfig, MmdsVersion};
 pub use self::net::{Entropy, NetworkInterface, NetworkInterfaceUpdate, Serial, Vsock};
 pub use self::observe::{Level, Logger, Metrics};

@@ -8,6 +8,7 @@ pub mod device;
 mod fake_queue;
 pub mod fs;
 pub mod guest_buffers;
+pub mod mem;
 pub mod net;
 pub mod placeholder;
 pub mod pmem;

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::epoll::EventSet;
 
-use super::device::{Activation, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
 use super::guest_buffers::GuestBuffers;
-use super::queue::{ActiveQueue, Chain};
+use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
+use crate::rate::{Direction, RateControl, RateLimiter};
 
 /// Where the file is in guest physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -32,6 +34,8 @@ pub struct Pmem {
     window: Window,
     /// Synced by a flush, unless the window is read-only.
     file: File,
+    /// Flushes that it carries, if that is limited: each counts as all bytes of the window.
+    limiter: Option<RateLimiter>,
     /// What the host last failed at, until somebody asks.
     failure: Option<String>,
     /// Present from `activate` to `reset`.
@@ -41,7 +45,12 @@ pub struct Pmem {
 impl Pmem {
     /// A device for `file`, which the VMM has mapped at `window`.
     pub fn new(file: File, window: Window) -> Self {
-        Self { window, file, failure: None, active: None }
+        Self { window, file, limiter: None, failure: None, active: None }
+    }
+
+    /// One that flushes no more than `limiter` admits.
+    pub fn limited(file: File, window: Window, limiter: RateLimiter) -> Self {
+        Self { limiter: Some(limiter), ..Self::new(file, window) }
     }
 }
 
@@ -88,10 +97,33 @@ impl VirtioDevice for Pmem {
             return Ok(());
         };
         let file = (!self.window.read_only).then_some(&self.file);
-        let failure = &mut self.failure;
-        queue.process(mem, |chain| {
-            answer(mem, chain, file, failure).map_err(|what| ProtocolViolation { queue: 0, what })
+        let (failure, limiter, bytes) = (&mut self.failure, &mut self.limiter, self.window.size);
+        queue.process_some(mem, |chain| {
+            if let Some(limiter) = limiter {
+                if !limiter.admit(Direction::Output) {
+                    return Ok(Handled::NotNow);
+                }
+                limiter.charge(Direction::Output, bytes);
+            }
+            let answered = answer(mem, chain, file, failure);
+            answered.map(Handled::Done).map_err(|what| ProtocolViolation { queue: 0, what })
         })
+    }
+
+    fn host_events(&self) -> Vec<HostEvent> {
+        self.limiter
+            .iter()
+            .map(|limiter| HostEvent { fd: limiter.fd(), events: EventSet::IN, token: 0 })
+            .collect()
+    }
+
+    fn process_host_event(&mut self, _token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {
+        self.limiter.iter_mut().for_each(RateLimiter::process_timer);
+        self.process_queue(0)
+    }
+
+    fn rate_control(&self) -> Option<RateControl> {
+        self.limiter.as_ref().map(RateLimiter::control)
     }
 
     fn take_host_failure(&mut self) -> Option<String> {

@@ -1,15 +1,17 @@
 //! Entropy device (virtio 1.2, section 5.4): fills what the driver offers from the host's generator.
 //!
-//! The guest controls how many bytes it asks for. There is nothing to configure and nothing to save.
+//! The guest controls how many bytes it asks for. There may be limits, and there is nothing to save.
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::epoll::EventSet;
 
-use super::device::{Activation, ProtocolViolation, RestoreError, VirtioDevice};
-use super::guest_buffers::{Direction, GuestBuffers};
-use super::queue::{ActiveQueue, Chain};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::guest_buffers::{self, GuestBuffers};
+use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
+use crate::rate::{Direction, RateLimiter};
 
 /// Number of descriptors in the queue.
 const QUEUE_SIZE: u16 = 16;
@@ -22,6 +24,8 @@ const CHUNK_BYTES: usize = 256;
 /// The device.
 #[derive(Default)]
 pub struct Rng {
+    /// Bytes and requests that it carries, if that is limited.
+    limiter: Option<RateLimiter>,
     /// Present from `activate` to `reset`.
     active: Option<(GuestRam, ActiveQueue)>,
 }
@@ -30,6 +34,11 @@ impl Rng {
     /// An entropy device.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that gives no more than `limiter` admits.
+    pub fn limited(limiter: RateLimiter) -> Self {
+        Self { limiter: Some(limiter), active: None }
     }
 }
 
@@ -67,7 +76,29 @@ impl VirtioDevice for Rng {
         let Some((mem, queue)) = &mut self.active else {
             return Ok(());
         };
-        queue.process(mem, |chain| fill(mem, chain).map_err(|what| ProtocolViolation { queue: 0, what }))
+        let limiter = &mut self.limiter;
+        queue.process_some(mem, |chain| {
+            if !limiter.as_mut().is_none_or(|limiter| limiter.admit(Direction::Input)) {
+                return Ok(Handled::NotNow);
+            }
+            let given = fill(mem, chain).map_err(|what| ProtocolViolation { queue: 0, what })?;
+            if let Some(limiter) = limiter {
+                limiter.charge(Direction::Input, given.into());
+            }
+            Ok(Handled::Done(given))
+        })
+    }
+
+    fn host_events(&self) -> Vec<HostEvent> {
+        self.limiter
+            .iter()
+            .map(|limiter| HostEvent { fd: limiter.fd(), events: EventSet::IN, token: 0 })
+            .collect()
+    }
+
+    fn process_host_event(&mut self, _token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {
+        self.limiter.iter_mut().for_each(RateLimiter::process_timer);
+        self.process_queue(0)
     }
 
     fn queue_states(&self) -> Vec<virtio_queue::QueueState> {
@@ -90,8 +121,8 @@ impl VirtioDevice for Rng {
 /// Fills the buffers of `chain` and returns how many bytes it now holds. Fewer than asked for are allowed
 /// (section 5.4.6.1); none are given if the host's generator fails.
 fn fill(mem: &GuestRam, chain: Chain<'_>) -> Result<u32, String> {
-    let buffers =
-        GuestBuffers::collect(mem, chain, Direction::Writable).map_err(|error| error.to_string())?;
+    let buffers = GuestBuffers::collect(mem, chain, guest_buffers::Direction::Writable)
+        .map_err(|error| error.to_string())?;
     let wanted = buffers.len().min(MAX_ENTROPY_BYTES);
     let mut chunk = [0; CHUNK_BYTES];
     let mut done = 0usize;
@@ -108,6 +139,7 @@ fn fill(mem: &GuestRam, chain: Chain<'_>) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate::{BucketConfig, RateLimits, Rates};
     use crate::virtio::testing::{BUFFERS, Buffer, FakeDriver, register, status};
 
     #[test]
@@ -131,6 +163,22 @@ mod tests {
         let first = driver.peek(BUFFERS, 32);
         driver.submit(0, &[Buffer::writable(BUFFERS, 32)]);
         assert_ne!(driver.peek(BUFFERS, 32), first);
+    }
+
+    #[test]
+    fn what_is_over_the_limit_waits_for_the_timer() {
+        let bucket = BucketConfig { size: 1, one_time_burst: 0, refill_time_ms: 50 };
+        let ops = Rates { ops: Some(bucket), ..Rates::default() };
+        let limits = RateLimits { total: ops, ..RateLimits::default() };
+        let mut driver = FakeDriver::start(Rng::limited(RateLimiter::new(&limits).unwrap()), 0);
+        for wanted in [Some((0, 8)), None] {
+            driver.submit(0, &[Buffer::writable(BUFFERS, 8)]);
+            let used = driver.take_used(0);
+            assert_eq!(used.map(|(_, len)| len), wanted.map(|(_, len): (u16, u32)| len));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        driver.run();
+        assert_eq!(driver.take_used(0).map(|(_, len)| len), Some(8));
     }
 
     #[test]

@@ -163,6 +163,7 @@ impl Machine {
             console_log: Some(container.console_log()),
             restore: template.map(|template| RestoreConfig::full(template.snapshot())),
             control: Some(container.control()),
+            rare: Default::default(),
         };
         let left = VmConfig::MAX_SLOTS.saturating_sub(config.fixed_slots());
         config.spare_slots = SPARE_SLOTS.min(u8::try_from(left).unwrap_or(u8::MAX));

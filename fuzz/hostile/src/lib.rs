@@ -38,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "vsock", max_len: 4096, run: devices::vsock },
     Target { name: "rng", max_len: 4096, run: devices::rng },
     Target { name: "balloon", max_len: 4096, run: devices::balloon },
+    Target { name: "mem", max_len: 4096, run: devices::mem },
     Target { name: "pmem", max_len: 4096, run: devices::pmem },
     Target { name: "fs", max_len: 4096, run: devices::fs },
     Target { name: "registers", max_len: 1024, run: registers::run },

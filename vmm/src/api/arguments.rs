@@ -39,8 +39,11 @@ pub enum ArgumentError {
     /// It needs another one.
     #[error("Argument 'config-file' required, but not found: 'no-api' needs it.")]
     NoConfig,
-    /// Both are there.
-    #[error("Argument '--no-seccomp' cannot be used together with argument '--seccomp-filter'.")]
+    /// A filter of somebody else.
+    #[error(
+        "'--seccomp-filter' is not offered by lighter: its threads make other system calls than Firecracker's, for which \
+         such a file is made. Leave it out: lighter's own filters are on, unless '--no-seccomp' is given."
+    )]
     Seccomp,
     /// Its value makes no sense.
     #[error("invalid value {value:?} of '{name}': {why}")]
@@ -146,7 +149,7 @@ impl Arguments {
         if given.has("--no-api") && !given.has("--config-file") {
             return Err(ArgumentError::NoConfig);
         }
-        if given.has("--no-seccomp") && given.has("--seccomp-filter") {
+        if given.has("--seccomp-filter") {
             return Err(ArgumentError::Seccomp);
         }
         let max_payload = given.bytes("--http-api-max-payload-size")?.unwrap_or(DEFAULT_PAYLOAD);
@@ -291,7 +294,7 @@ mod tests {
             "--unknown",
             "word",
             "--no-api",
-            "--no-seccomp --seccomp-filter f",
+            "--seccomp-filter f",
             "--id a --id b",
             "--id a_b",
             "--id=",

@@ -12,6 +12,8 @@
 mod arguments;
 mod fault;
 mod files;
+mod hinting;
+mod hotplug;
 mod imds;
 mod instance;
 mod log;

@@ -6,7 +6,6 @@ use api_server::{Call, Fault};
 
 use super::fault::refused;
 use super::instance::{Guest, GuestState, Instance};
-use super::resources::no_memory_hotplug;
 use crate::clock;
 use crate::vm::Vm;
 
@@ -25,7 +24,7 @@ impl Instance {
             Call::SetEntropy(entropy) => resources.set_entropy(entropy)?,
             Call::SetSerial(serial) => resources.set_serial(serial)?,
             Call::SetBalloon(balloon) => resources.set_balloon(balloon)?,
-            Call::SetMemoryHotplug(_) => return Err(no_memory_hotplug()),
+            Call::SetMemoryHotplug(hotplug) => resources.set_memory_hotplug(&hotplug)?,
             Call::SetMmdsConfig(config) => resources.set_mmds(config)?,
             Call::GetBalloon => {
                 let balloon = resources.balloon();

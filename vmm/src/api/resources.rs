@@ -8,21 +8,23 @@ use std::sync::{Arc, Mutex};
 
 use api_server::Fault;
 use api_server::wire::{
-    Balloon, BootSource, CpuTemplate, Drive, Entropy, HugePages, IoEngine, Machine, MachineUpdate,
-    MmdsConfig, NetworkInterface, NetworkInterfaceUpdate, Pmem, RateLimiter, Serial, TokenBucket, Vsock,
-    WholeConfig,
+    Balloon, BootSource, CpuTemplate as NamedTemplate, Drive, Entropy, HugePages, IoEngine, Machine,
+    MachineUpdate, MemoryHotplug, MmdsConfig, NetworkInterface, NetworkInterfaceUpdate, Pmem, PmemUpdate,
+    RateLimiter, Serial, TokenBucket, Vsock, WholeConfig,
 };
 use arch::layout;
 use devices::virtio::block::BlockEngine;
 use devices::virtio::net::tap::Tap;
+use serde::Deserialize as _;
 
 use super::fault::{not_offered, refused};
-use super::files;
 use super::imds::{DEFAULT_ADDRESS, MetadataService, SharedMetadata};
+use super::{files, hotplug};
 use crate::config::{
-    BucketConfig, DiskConfig, KernelConfig, NetBackend, NetConfig, PluggedConfig, PmemConfig, RateLimits,
-    Rates, Service, VmConfig, VsockConfig,
+    BucketConfig, DiskConfig, KernelConfig, NetBackend, NetConfig, PluggedConfig, PmemConfig, RareConfig,
+    RateLimits, Rates, Service, VmConfig, VsockConfig,
 };
+use crate::template::CpuTemplate;
 
 /// The command line where a client gives none; Firecracker's.
 const DEFAULT_BOOT_ARGS: &str =
@@ -43,6 +45,7 @@ const SERIAL_BYTES: usize = 20;
 pub struct Resources {
     config: WholeConfig,
     machine: Machine,
+    cpu: CpuTemplate,
     serial: Serial,
     /// The interfaces' descriptors, in their order.
     taps: Vec<Link>,
@@ -78,7 +81,7 @@ impl Resources {
             })?;
         }
         if let Some(template) = &config.cpu_config {
-            self.set_cpu(template)?;
+            self.set_cpu(&files::template(template).map_err(|error| refused("CPU config error", &error))?)?;
         }
         config.drives.into_iter().try_for_each(|drive| self.set_drive(drive))?;
         config.pmem.into_iter().try_for_each(|pmem| self.set_pmem(pmem))?;
@@ -87,10 +90,7 @@ impl Resources {
         config.balloon.into_iter().try_for_each(|balloon| self.set_balloon(balloon))?;
         config.entropy.into_iter().try_for_each(|entropy| self.set_entropy(entropy))?;
         config.mmds_config.into_iter().try_for_each(|mmds| self.set_mmds(mmds))?;
-        if config.memory_hotplug.is_some() {
-            return Err(no_memory_hotplug());
-        }
-        Ok(())
+        config.memory_hotplug.iter().try_for_each(|hotplug| self.set_memory_hotplug(hotplug))
     }
 
     /// What a snapshot was taken of. Its kernel need not be there any more.
@@ -133,7 +133,7 @@ impl Resources {
     pub fn change_drive_limits(&mut self, place: usize, change: RateLimiter) -> RateLimits {
         let Some(drive) = self.config.drives.get_mut(place) else { return RateLimits::default() };
         drive.rate_limiter = Some(changed(drive.rate_limiter, change));
-        disk_limits(drive.rate_limiter.as_ref())
+        total_limits(drive.rate_limiter.as_ref())
     }
 
     /// `PATCH /network-interfaces/{id}`: the interface's place and its limits with what `update` says of them.
@@ -144,6 +144,14 @@ impl Resources {
         net.rx_rate_limiter = Some(changed(net.rx_rate_limiter, update.rx_rate_limiter.unwrap_or_default()));
         net.tx_rate_limiter = Some(changed(net.tx_rate_limiter, update.tx_rate_limiter.unwrap_or_default()));
         Some((place, net_limits(net.rx_rate_limiter.as_ref(), net.tx_rate_limiter.as_ref())))
+    }
+
+    /// `PATCH /pmem/{id}`: the device's place and its limits with what `update` says of them.
+    pub fn change_pmem_limits(&mut self, update: &PmemUpdate) -> Option<(usize, RateLimits)> {
+        let place = self.config.pmem.iter().position(|pmem| pmem.id == update.id)?;
+        let pmem = self.config.pmem.get_mut(place)?;
+        pmem.rate_limiter = Some(changed(pmem.rate_limiter, update.rate_limiter.unwrap_or_default()));
+        Some((place, total_limits(pmem.rate_limiter.as_ref())))
     }
 
     /// `PATCH /balloon` was done.
@@ -158,6 +166,26 @@ impl Resources {
         if let Some(balloon) = &mut self.config.balloon {
             balloon.stats_polling_interval_s = interval_s;
         }
+    }
+
+    /// `/hotplug/memory`, with its defaults.
+    pub fn memory_hotplug(&self) -> Option<&MemoryHotplug> {
+        self.config.memory_hotplug.as_ref()
+    }
+
+    /// Has this in place of what `/hotplug/memory` was.
+    pub(super) fn replace_hotplug(&mut self, hotplug: MemoryHotplug) {
+        self.config.memory_hotplug = Some(hotplug);
+    }
+
+    /// Something is said that belongs to a boot.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Another kind of pages is behind the memory than when it was saved.
+    pub fn set_huge_pages(&mut self, huge: bool) {
+        self.machine.huge_pages = if huge { HugePages::Hugetlbfs2M } else { HugePages::None };
     }
 
     /// Where the console goes.
@@ -194,23 +222,31 @@ impl Resources {
         if machine.smt {
             return Err(not_offered("Simultaneous multithreading", "set smt to false"));
         }
-        if machine.cpu_template.is_some_and(|template| template != CpuTemplate::None) {
+        if machine.cpu_template.is_some_and(|template| template != NamedTemplate::None) {
             return Err(not_offered("A CPU template", "leave cpu_template out"));
         }
-        if machine.huge_pages != HugePages::None {
-            return Err(not_offered("Memory from huge pages", "set huge_pages to None"));
+        match machine.huge_pages {
+            HugePages::Transparent => {
+                return Err(not_offered(
+                    "Memory from transparent huge pages",
+                    "set huge_pages to None or 2M",
+                ));
+            }
+            HugePages::Hugetlbfs2M if !machine.mem_size_mib.is_multiple_of(2) => {
+                return fault("The memory size (MiB) must be even for huge pages.");
+            }
+            _ => {}
         }
         self.machine = machine;
         Ok(())
     }
 
-    /// `PUT /cpu-config`. A template that changes nothing is one.
+    /// `PUT /cpu-config`.
     pub fn set_cpu(&mut self, template: &serde_json::Value) -> Result<(), Fault> {
-        let changes = |value: &serde_json::Value| value.as_array().is_none_or(|list| !list.is_empty());
-        match template.as_object() {
-            Some(fields) if !fields.values().any(changes) => Ok(()),
-            _ => Err(not_offered("A custom CPU template", "leave /cpu-config out")),
-        }
+        self.touched = true;
+        self.cpu = CpuTemplate::deserialize(template).map_err(|error| refused("CPU config error", &error))?;
+        self.config.cpu_config = Some(template.clone());
+        Ok(())
     }
 
     /// `PUT /boot-source`.
@@ -279,9 +315,6 @@ impl Resources {
         let what = "Pmem config error";
         files::check_readable(Path::new(&pmem.path_on_host))
             .map_err(|error| refused("Pmem config error: Error accessing underlying file", &error))?;
-        if pmem.rate_limiter.is_some() {
-            return Err(not_offered("A rate limiter of a pmem device", "leave rate_limiter out"));
-        }
         let place = self.config.pmem.iter().position(|other| other.id == pmem.id);
         if pmem.root_device {
             if self.config.drives.iter().any(|drive| drive.is_root_device) {
@@ -357,9 +390,6 @@ impl Resources {
         if balloon.amount_mib > self.machine.mem_size_mib {
             return Err(Fault::new("Balloon config error: Amount of pages requested is too large."));
         }
-        if balloon.free_page_hinting {
-            return Err(not_offered("Free page hinting", "use free_page_reporting"));
-        }
         self.config.balloon = Some(balloon);
         Ok(())
     }
@@ -367,9 +397,6 @@ impl Resources {
     /// `PUT /entropy`. There is such a device anyway.
     pub fn set_entropy(&mut self, entropy: Entropy) -> Result<(), Fault> {
         self.touched = true;
-        if entropy.rate_limiter.is_some() {
-            return Err(not_offered("A rate limiter of the entropy device", "leave rate_limiter out"));
-        }
         self.config.entropy = Some(entropy);
         Ok(())
     }
@@ -416,9 +443,6 @@ impl Resources {
 
     /// `PUT /serial`.
     pub fn set_serial(&mut self, serial: Serial) -> Result<(), Fault> {
-        if serial.rate_limiter.is_some() {
-            return Err(not_offered("A rate limiter of the serial device", "its log is bounded anyway"));
-        }
         if let Some(path) = &serial.serial_out_path {
             files::open_sink(Path::new(path)).map_err(|error| refused("Serial config error", &error))?;
         }
@@ -474,6 +498,26 @@ impl Resources {
             console_log: Some(console.into()),
             restore: None,
             control: None,
+            rare: RareConfig {
+                hotplug: self.config.memory_hotplug.as_ref().map(hotplug::config),
+                huge_pages: self.machine.huge_pages == HugePages::Hugetlbfs2M,
+                balloon_hinting: self.config.balloon.as_ref().is_some_and(|it| it.free_page_hinting),
+                cpu: self.cpu.clone(),
+                entropy_limits: self
+                    .config
+                    .entropy
+                    .as_ref()
+                    .and_then(|entropy| entropy.rate_limiter.as_ref())
+                    .map(|limiter| total_limits(Some(limiter))),
+                // Each has some, so that they can be changed.
+                pmem_limits: self
+                    .config
+                    .pmem
+                    .iter()
+                    .map(|pmem| total_limits(pmem.rate_limiter.as_ref()))
+                    .collect(),
+                console_rate: self.serial.rate_limiter.map(bucket),
+            },
         })
     }
 
@@ -497,11 +541,6 @@ impl Resources {
             None => format!("{line} {root}"),
         }
     }
-}
-
-/// `/hotplug/memory`, whatever the method.
-pub fn no_memory_hotplug() -> Fault {
-    not_offered("Memory hotplug (virtio-mem)", "give mem_size_mib at the start and use /balloon")
 }
 
 fn check_count(what: &str, count: usize) -> Result<(), Fault> {
@@ -528,7 +567,7 @@ fn disk(drive: &Drive) -> DiskConfig {
             IoEngine::Async => BlockEngine::IoUring,
             IoEngine::Sync => BlockEngine::Sync,
         },
-        limits: disk_limits(drive.rate_limiter.as_ref()),
+        limits: total_limits(drive.rate_limiter.as_ref()),
     }
 }
 
@@ -538,8 +577,8 @@ fn changed(old: Option<RateLimiter>, new: RateLimiter) -> RateLimiter {
     RateLimiter { bandwidth: new.bandwidth.or(old.bandwidth), ops: new.ops.or(old.ops) }
 }
 
-/// Those of a drive, which count both directions together.
-fn disk_limits(limiter: Option<&RateLimiter>) -> RateLimits {
+/// Those of a device that counts both directions together.
+fn total_limits(limiter: Option<&RateLimiter>) -> RateLimits {
     RateLimits { total: rates(limiter), ..RateLimits::default() }
 }
 
@@ -548,12 +587,15 @@ fn net_limits(receive: Option<&RateLimiter>, transmit: Option<&RateLimiter>) -> 
     RateLimits { input: rates(receive), output: rates(transmit), total: Rates::default() }
 }
 
-fn rates(limiter: Option<&RateLimiter>) -> Rates {
-    let bucket = |bucket: TokenBucket| BucketConfig {
+fn bucket(bucket: TokenBucket) -> BucketConfig {
+    BucketConfig {
         size: bucket.size,
         one_time_burst: bucket.one_time_burst.unwrap_or(0),
         refill_time_ms: bucket.refill_time,
-    };
+    }
+}
+
+fn rates(limiter: Option<&RateLimiter>) -> Rates {
     let limiter = limiter.copied().unwrap_or_default();
     Rates { bandwidth: limiter.bandwidth.map(bucket), ops: limiter.ops.map(bucket) }
 }
@@ -723,17 +765,5 @@ mod tests {
         let mac = random_mac().unwrap();
         assert_eq!(mac[0] & 3, 2);
         assert_eq!(parse_mac(&mac_text(mac)).unwrap(), mac);
-    }
-
-    #[test]
-    fn templates_that_change_nothing_are_taken() {
-        let mut resources = Resources::default();
-        resources.set_cpu(&serde_json::json!({"msr_modifiers":[]})).unwrap();
-        assert!(!resources.is_touched());
-        for template in
-            [serde_json::json!({"msr_modifiers":[1]}), serde_json::json!(1), serde_json::json!({"x":{}})]
-        {
-            assert!(resources.set_cpu(&template).is_err());
-        }
     }
 }

@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::fault::{not_offered, refused};
 use super::instance::{Guest, GuestState, Instance};
-use super::resources::no_memory_hotplug;
 use crate::config::disk_name;
 use crate::vm::VmError;
 
@@ -47,10 +46,11 @@ impl Instance {
             Call::UpdateBalloonStats(update) => {
                 self.update_balloon_stats(update.stats_polling_interval_s, guest)?
             }
-            Call::GetHinting | Call::StartHinting(_) | Call::StopHinting => {
-                return Err(not_offered("Free page hinting", "use free_page_reporting"));
-            }
-            Call::GetMemoryHotplug | Call::UpdateMemoryHotplug(_) => return Err(no_memory_hotplug()),
+            Call::GetHinting => return guest.hinting_status(),
+            Call::StartHinting(start) => guest.start_hinting(start.acknowledge_on_stop)?,
+            Call::StopHinting => guest.stop_hinting()?,
+            Call::GetMemoryHotplug => return self.memory_hotplug(guest),
+            Call::UpdateMemoryHotplug(update) => self.update_memory_hotplug(&update, guest)?,
             Call::SendCtrlAltDel => {
                 if !guest.vm.ctrl_alt_del() {
                     return Err(Fault::new(
@@ -69,11 +69,18 @@ impl Instance {
                     .ok_or_else(|| refused("there is no such interface"))?;
                 guest.vm.set_limits(&format!("eth{place}"), limits).map_err(|why| refused(&why))?;
             }
-            Call::UpdatePmem(_) => {
-                return Err(not_offered("A change of limits while the guest runs", "leave it out"));
+            Call::UpdatePmem(update) => {
+                let refused =
+                    |why: &str| Fault::new(format!("Pmem config error: Unable to patch the device: {why}"));
+                let change = self.resources.change_pmem_limits(&update);
+                let (place, limits) = change.ok_or_else(|| refused("there is no such device"))?;
+                guest.vm.set_limits(&format!("pmem{place}"), limits).map_err(|why| refused(&why))?;
             }
             Call::Unplug(..) => {
-                return Err(not_offered("Unplugging a device", "let the guest leave it alone"));
+                return Err(not_offered(
+                    "Unplugging a device, which Firecracker does with --enable-pci only,",
+                    "let the guest leave it alone",
+                ));
             }
             other => return self.call_anytime(other, guest.state.into()),
         }
@@ -189,6 +196,7 @@ impl From<GuestState> for VmState {
     }
 }
 
-fn no_balloon(what: &str) -> Fault {
+/// The VM was started without a balloon.
+pub fn no_balloon(what: &str) -> Fault {
     Fault::new(format!("{what}: No balloon device found."))
 }

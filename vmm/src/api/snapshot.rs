@@ -25,9 +25,10 @@ use super::instance::{Guest, GuestState, Instance};
 use super::resources::Resources;
 use crate::clock;
 use crate::config::RestoreConfig;
+use crate::memory::{self, MemoryShape};
 use crate::snapshot::{Base, PAGE, Snapshot};
+use crate::uffd;
 use crate::vm::{SaveOrder, Vm};
-use crate::{memory, uffd};
 
 /// Bytes copied at once.
 const CHUNK: u64 = 1 << 20;
@@ -90,9 +91,6 @@ impl Instance {
             (Some(backend), _) => (backend.backend_path.as_str(), backend.backend_type),
             (None, path) => (path.as_deref().unwrap_or_default(), MemBackendType::File),
         };
-        if !matches!(load.huge_pages, LoadHugePages::Snapshot | LoadHugePages::None) {
-            return Err(not_offered("Memory from huge pages", "set huge_pages to None"));
-        }
         let state = Path::new(&load.snapshot_path);
         let failed = "Load snapshot error: Failed to restore from snapshot";
         let snapshot = Snapshot::read_state(state, state).map_err(|error| refused(failed, &error))?;
@@ -108,16 +106,30 @@ impl Instance {
             }
             (None, _) => {}
         }
-        let resources = Resources::for_restore(config, self.resources.serial().clone())?;
+        let mut resources = Resources::for_restore(config, self.resources.serial().clone())?;
         let mut vm_config = resources.vm_config(&self.metadata)?;
+        vm_config.rare.huge_pages = match load.huge_pages {
+            LoadHugePages::Snapshot => vm_config.rare.huge_pages,
+            LoadHugePages::None => false,
+            LoadHugePages::Hugetlbfs2M => true,
+            LoadHugePages::Transparent => {
+                return Err(not_offered("Memory from transparent huge pages", "set huge_pages to None"));
+            }
+        };
+        resources.set_huge_pages(vm_config.rare.huge_pages);
+        if vm_config.rare.huge_pages && kind == MemBackendType::File {
+            return Err(Fault::new(format!(
+                "{failed}: a file of memory cannot be mapped in huge pages: set huge_pages to None, or use the backend Uffd"
+            )));
+        }
         let track = load.track_dirty_pages || load.enable_diff_snapshots;
         vm_config.restore = Some(RestoreConfig { track, ..RestoreConfig::full(state.to_owned()) });
         snapshot
             .fingerprint
-            .check_size(vm_config.vcpus, vm_config.mem_size_mib)
+            .check_size(vm_config.vcpus, vm_config.memory())
             .map_err(|error| refused(failed, &error))?;
-        let (memory, handler) =
-            memory(&snapshot, Path::new(path), kind).map_err(|error| refused(failed, error.as_ref()))?;
+        let (memory, handler) = memory(vm_config.memory(), &snapshot, Path::new(path), kind)
+            .map_err(|error| refused(failed, error.as_ref()))?;
         let mut vm =
             Vm::from_memory(&vm_config, &snapshot, memory).map_err(|error| refused(failed, &error))?;
         self.limit_calls(&mut vm);
@@ -135,6 +147,7 @@ impl Instance {
 
 /// The guest's memory, and who gives its pages if that is another process.
 fn memory(
+    shape: MemoryShape,
     snapshot: &Snapshot,
     path: &Path,
     kind: MemBackendType,
@@ -142,8 +155,9 @@ fn memory(
     match kind {
         MemBackendType::File => Ok((snapshot.map_file(path)?, None)),
         MemBackendType::Uffd => {
-            let memory = memory::allocate(snapshot.fingerprint.mem_size_mib)?;
-            let handler = uffd::hand_over(&memory, path)?;
+            let memory = memory::allocate(shape)?;
+            let page = if shape.huge_pages { memory::HUGE_PAGE } else { PAGE };
+            let handler = uffd::hand_over(&memory, path, page)?;
             Ok((memory, Some(handler)))
         }
     }

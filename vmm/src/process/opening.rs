@@ -36,7 +36,7 @@ pub struct Given {
 
 /// Opens all of `config`. What cannot be opened is reported by whoever wants to use it.
 pub fn open(config: &VmConfig) -> Given {
-    let mut opened = Opened { largest: MIN_FILE_BYTES.max(u64::from(config.mem_size_mib) << 20) };
+    let mut opened = Opened { largest: MIN_FILE_BYTES.max(config.memory().bytes()) };
     opened.file(&kvm::options(), Path::new(kvm::KVM_PATH));
     detect::modules();
     // Without it only saving fails, and says so.
@@ -70,7 +70,7 @@ pub fn open(config: &VmConfig) -> Given {
         limits: Limits {
             files: MAX_FILES,
             file_bytes: opened.largest,
-            data_bytes: (u64::from(config.mem_size_mib) << 20) + private + OWN_DATA,
+            data_bytes: config.memory().bytes() + private + OWN_DATA,
             threads: u64::from(config.vcpus) + OWN_THREADS,
         },
     }

@@ -31,6 +31,8 @@ pub enum Section {
     Identity = 4,
     /// What whoever took the snapshot wants to find in it again; may be missing.
     Note = 5,
+    /// Memory that can be plugged, in MiB as postcard; missing where there is none.
+    Hotplug = 6,
 }
 
 /// Why bytes are no state file of this version.

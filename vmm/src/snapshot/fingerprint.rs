@@ -3,6 +3,8 @@
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::MemoryShape;
+
 /// A virtio device's ID where the slot was empty.
 const EMPTY_SLOT: u32 = 0;
 
@@ -13,6 +15,9 @@ pub struct Fingerprint {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub mem_size_mib: u32,
+    /// Memory that can be plugged, in MiB: a section of its own in the file, which most snapshots do not have.
+    #[serde(skip)]
+    pub hotplug_mib: u32,
     /// Virtio device IDs by slot.
     pub devices: Vec<u32>,
     /// A serial port is there.
@@ -36,7 +41,7 @@ pub struct Mismatch {
 impl Fingerprint {
     /// Whether a guest saved on `self` can go on on `present`.
     pub fn check(&self, present: &Self) -> Result<(), Mismatch> {
-        self.check_size(present.vcpus, present.mem_size_mib)?;
+        self.check_size(present.vcpus, present.memory())?;
         let count = |devices: usize| format!("{devices} virtio slots");
         same(self.devices.len(), present.devices.len(), count)?;
         for (slot, (saved, present)) in self.devices.iter().zip(&present.devices).enumerate() {
@@ -52,10 +57,16 @@ impl Fingerprint {
         self.check_cpuid(present)
     }
 
+    /// How much memory there is.
+    pub fn memory(&self) -> MemoryShape {
+        MemoryShape { hotplug_mib: self.hotplug_mib, ..self.mem_size_mib.into() }
+    }
+
     /// Whether a machine of this size is right.
-    pub fn check_size(&self, vcpus: u8, mem_size_mib: u32) -> Result<(), Mismatch> {
+    pub fn check_size(&self, vcpus: u8, memory: MemoryShape) -> Result<(), Mismatch> {
         same(self.vcpus, vcpus, |vcpus| format!("{vcpus} vCPUs"))?;
-        same(self.mem_size_mib, mem_size_mib, |mib| format!("{mib} MiB of memory"))
+        same(self.mem_size_mib, memory.boot_mib, |mib| format!("{mib} MiB of memory"))?;
+        same(self.hotplug_mib, memory.hotplug_mib, |mib| format!("{mib} MiB of memory that can be plugged"))
     }
 
     /// Every leaf that the guest has seen must read as it did: a kernel looks once and relies on it.
@@ -111,6 +122,7 @@ mod tests {
         Fingerprint {
             vcpus: 2,
             mem_size_mib: 128,
+            hotplug_mib: 0,
             devices: vec![2, 19, 0],
             console: true,
             emulated_ring0: false,
@@ -129,9 +141,10 @@ mod tests {
     #[test]
     fn each_difference_is_named_with_both_values() {
         type Change = fn(&mut Fingerprint);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
             (|p| p.vcpus = 1, "2 vCPUs, this one has 1 vCPUs"),
             (|p| p.mem_size_mib = 64, "128 MiB of memory, this one has 64 MiB"),
+            (|p| p.hotplug_mib = 64, "0 MiB of memory that can be plugged, this one has 64 MiB"),
             (|p| p.devices[0] = 1, "virtio device type 2 in slot 0, this one has virtio device type 1"),
             (|p| p.console = false, "a serial port, this one has no serial port"),
             (|p| p.emulated_ring0 = true, "hardware virtualisation, this one has emulated ring 0"),

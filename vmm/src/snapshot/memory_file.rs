@@ -181,7 +181,7 @@ fn nonzero_runs(bytes: &[u8]) -> Vec<Range<usize>> {
 /// no `/proc`, as in Firecracker's jail, all of it is looked at.
 fn candidates(region: &Region) -> io::Result<Vec<Range<usize>>> {
     if own_memory().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        return Ok(vec![0..region.len() as usize]);
+        return Ok(std::iter::once(0..region.len() as usize).collect());
     }
     let base = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)? as usize;
     let len = region.len() as usize;

@@ -251,7 +251,7 @@ impl Writer {
 
     /// Writes the rest and gives the snapshot its name.
     pub fn publish(&self, description: &Description<'_>) -> Result<(), WriteError> {
-        let len = u64::from(description.fingerprint.mem_size_mib) << 20;
+        let len = description.fingerprint.memory().bytes();
         self.memory.set_len(len).map_err(self.write_failed())?;
         let path = self.partial.join("state");
         let mut sections = vec![
@@ -262,6 +262,10 @@ impl Writer {
         ];
         if !description.note.is_empty() {
             sections.push((Section::Note, description.note.to_vec()));
+        }
+        let hotplug_mib = description.fingerprint.hotplug_mib;
+        if hotplug_mib > 0 {
+            sections.push((Section::Hotplug, postcard::to_allocvec(&hotplug_mib)?));
         }
         let bytes = envelope::write(&sections);
         if let Some(mut file) = self.given.as_ref() {
@@ -335,6 +339,10 @@ impl Snapshot {
         let damaged = |source| ReadError::Envelope { path: path.clone(), source };
         let envelope = Envelope::parse(bytes).map_err(damaged)?;
         let section = |section| envelope.section(section).map(|body| (section, body)).map_err(damaged);
+        let mut fingerprint: Fingerprint = decode(&path, section(Section::Fingerprint)?)?;
+        if let Ok(found) = section(Section::Hotplug) {
+            fingerprint.hotplug_mib = decode(&path, found)?;
+        }
         Ok(Snapshot {
             fingerprint,
             state: decode(&path, section(Section::Vm)?)?,
@@ -362,8 +370,7 @@ impl Snapshot {
         if below.identity.id != base.id {
             return Err(wrong(Some((directory.clone(), below.identity.id))));
         }
-        let Fingerprint { vcpus, mem_size_mib, .. } = self.fingerprint;
-        let machine = below.fingerprint.check_size(vcpus, mem_size_mib);
+        let machine = below.fingerprint.check_size(self.fingerprint.vcpus, self.fingerprint.memory());
         machine.map_err(|source| ReadError::BaseMachine { path: directory.clone(), source })?;
         let memory = below.map_memory(rest)?;
         let (path, file) = self.open_memory()?;
@@ -375,7 +382,7 @@ impl Snapshot {
     /// has put the difference into a file of its base.
     pub fn map_file(&self, memory: &Path) -> Result<GuestRam, ReadError> {
         let (_, file) = self.open_file(memory.to_owned())?;
-        Ok(memory::map_private(self.fingerprint.mem_size_mib, &file)?)
+        Ok(memory::map_private(self.fingerprint.memory(), &file)?)
     }
 
     fn map_own_memory(&self) -> Result<GuestRam, ReadError> {
@@ -393,7 +400,7 @@ impl Snapshot {
             Ok((file, len))
         };
         let (file, found) = open().map_err(|source| ReadError::File { path: path.clone(), source })?;
-        let wanted = u64::from(self.fingerprint.mem_size_mib) << 20;
+        let wanted = self.fingerprint.memory().bytes();
         if found != wanted {
             return Err(ReadError::MemorySize { path, found, wanted });
         }
@@ -401,9 +408,6 @@ impl Snapshot {
     }
 }
 
-fn decode<T: DeserializeOwned>(path: &Path, (section, body): (Section, &[u8])) -> Result<T, ReadError> {
-    postcard::from_bytes(body).map_err(|source| ReadError::Section { path: path.to_owned(), section, source })
-}
 /// What the state file `path` has.
 fn whole(file: File, path: &Path) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
@@ -415,3 +419,6 @@ fn whole(file: File, path: &Path) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
+fn decode<T: DeserializeOwned>(path: &Path, (section, body): (Section, &[u8])) -> Result<T, ReadError> {
+    postcard::from_bytes(body).map_err(|source| ReadError::Section { path: path.to_owned(), section, source })
+}

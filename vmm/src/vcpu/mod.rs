@@ -94,6 +94,11 @@ impl Vcpu {
         self.fd.set_msrs(&msrs).map_err(error("set the MSRs")).map(|_| ())
     }
 
+    /// The descriptor, for what a template changes.
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// The descriptor, for probing before the vCPU runs.
     pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
         &mut self.fd

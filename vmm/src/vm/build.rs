@@ -33,6 +33,7 @@ use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
 use crate::pmem::{self, PmemError};
 use crate::report::Reporter;
+use crate::template::TemplateError;
 use crate::vcpu::{self, Vcpu, VcpuError};
 use crate::worker::{Worker, WorkerError};
 
@@ -56,6 +57,8 @@ pub enum BuildError {
     Irq(#[from] IrqError),
     #[error("cannot read the CPUID that KVM supports")]
     Cpuid(#[source] errno::Error),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error(transparent)]
     Detect(#[from] DetectError),
     #[error(transparent)]
@@ -118,10 +121,14 @@ pub fn parts(
     irq::create_split_irqchip(&vm)?;
     let seen = Memory { ram: &memory, addressable: &addressable, windows };
     let machine = Machine::build(config, &vm, seen, reporter, console)?;
-    let cpuid = shaped_cpuid(&kvm, CpuidConfig { vcpus: config.vcpus, emulated_ring0 })?;
+    let template = &config.rare.cpu;
+    template.check(&kvm)?;
+    let mut cpuid = shaped_cpuid(&kvm, CpuidConfig { vcpus: config.vcpus, emulated_ring0 })?;
+    template.shape(&mut cpuid)?;
     let vcpus = (0..config.vcpus)
         .map(|id| Vcpu::create(&vm, id, &cpuid, machine.buses.clone(), Completer::new(addressable.clone())))
         .collect::<Result<Vec<_>, _>>()?;
+    vcpus.iter().try_for_each(|vcpu| template.set_msrs(vcpu.fd()))?;
     connect(&vm, &machine)?;
     Ok(Parts { vm, memory, machine, vcpus, cpuid, emulated_ring0 })
 }
@@ -157,7 +164,7 @@ fn connect(vm: &VmFd, machine: &Machine) -> Result<(), BuildError> {
 
 /// Loads kernel, initrd and boot data, and points the first vCPU at the kernel.
 pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
-    let memory = &parts.memory;
+    let memory = &memory::at_boot(&parts.memory, config.memory());
     let kernel = load_kernel(memory, &config.kernel.path)?;
     let initrd = match &config.kernel.initrd {
         Some(path) => Some(load_initrd(memory, path, &kernel)?),
@@ -167,6 +174,7 @@ pub fn load(config: &VmConfig, parts: &Parts) -> Result<(), BuildError> {
         console: parts.machine.console.is_some(),
         bare: config.kernel.bare,
         emulated_ring0: parts.emulated_ring0,
+        hotplug: config.rare.hotplug.is_some(),
         virtio_devices: parts.machine.slots.len() - config.untold_slots(),
     };
     let line = cmdline::build(machine, &config.kernel.cmdline);

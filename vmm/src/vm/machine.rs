@@ -24,6 +24,7 @@ use devices::virtio::balloon::{Balloon, BalloonControl};
 use devices::virtio::block::{Block, BlockConfig, BlockError};
 use devices::virtio::device::{ProtocolViolation, VirtioDevice};
 use devices::virtio::fs::{Fs, MAX_TAG_BYTES};
+use devices::virtio::mem::{Mem, MemControl, MemRegion};
 use devices::virtio::net::stream::Stream;
 use devices::virtio::net::tap::{Tap, TapError};
 use devices::virtio::net::{Net, NetIdentity};
@@ -35,7 +36,9 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::spare;
-use crate::config::{DiskConfig, FsConfig, NetBackend, NetConfig, VmConfig, VmExit, disk_name};
+use crate::config::{
+    BucketConfig, DiskConfig, FsConfig, NetBackend, NetConfig, RateLimits, VmConfig, VmExit, disk_name,
+};
 use crate::exit::Buses;
 use crate::irq::Router;
 use crate::pmem::Pmem;
@@ -89,8 +92,8 @@ pub enum DeviceError {
     /// The stream socket could not be set up.
     #[error("cannot use the stream socket of a network interface")]
     Stream(#[source] io::Error),
-    /// The host gives no timer for the limits of an interface.
-    #[error("cannot make a timer for the limits of a network interface")]
+    /// The host gives no timer for the limits of a device.
+    #[error("cannot make a timer for the limits of a device")]
     Timer(#[source] io::Error),
     /// The TAP interface could not be set up.
     #[error("cannot use the TAP interface")]
@@ -112,6 +115,16 @@ pub enum DeviceError {
     /// The balloon could not be built.
     #[error("cannot make an eventfd or timer for the balloon")]
     Balloon(#[source] io::Error),
+    /// The memory that can be plugged is no number of blocks.
+    #[error(
+        "{size_mib} MiB of memory in blocks of {block_mib} MiB: it takes a multiple of a block, which is a power of two"
+    )]
+    Hotplug {
+        /// Of all of it.
+        size_mib: u32,
+        /// Of a block.
+        block_mib: u32,
+    },
     /// The vsock device could not be built.
     #[error("cannot build the vsock device")]
     Vsock(#[from] VsockError),
@@ -161,6 +174,8 @@ pub struct Machine {
     pub slots: Vec<Slot>,
     /// The balloon's, if the configuration has one.
     pub balloon: Option<BalloonControl>,
+    /// Of the memory that can be plugged, if the configuration has some.
+    pub hotplug: Option<MemControl>,
     /// By the names of the devices.
     pub rates: HashMap<String, RateControl>,
     /// The keyboard, if the configuration has one.
@@ -195,7 +210,8 @@ impl Machine {
         let generation = Arc::new(Generation::new());
         buses.pio.insert(GENERATION_PORT, GENERATION_SIZE, generation.clone())?;
 
-        let console = config.console_log.as_ref().map(|path| open_console(path, saved)).transpose()?;
+        let rate = config.rare.console_rate.as_ref();
+        let console = config.console_log.as_ref().map(|path| open_console(path, rate, saved)).transpose()?;
         if let Some(console) = &console {
             buses.pio.insert(SERIAL_PORT, SERIAL_SIZE, console.clone())?;
         }
@@ -203,7 +219,9 @@ impl Machine {
         let balloon = config.balloon.then(|| balloon(config, memory.ram)).transpose();
         let balloon = balloon.map_err(DeviceError::Balloon)?;
         let control = balloon.as_ref().map(Balloon::control);
-        let devices = virtio_devices(config, memory.windows, balloon)?;
+        let mem = hotplug(config, memory.ram)?;
+        let hotplug = mem.as_ref().map(Mem::control);
+        let devices = virtio_devices(config, memory.windows, balloon, mem)?;
         let rates = devices.iter().filter_map(|(name, device)| Some((name.clone(), device.rate_control()?)));
         let rates = rates.collect();
         let mut slots = Vec::with_capacity(devices.len());
@@ -220,6 +238,7 @@ impl Machine {
             generation,
             slots,
             balloon: control,
+            hotplug,
             rates,
             keyboard,
             plugged: Vec::new(),
@@ -272,6 +291,7 @@ fn virtio_devices(
     config: &VmConfig,
     windows: Vec<Pmem>,
     balloon: Option<Balloon>,
+    mem: Option<Mem>,
 ) -> Result<Vec<Named>, DeviceError> {
     let mut devices: Vec<Named> = Vec::with_capacity(config.disks.len() + 3);
     if config.disks.len() > MAX_DISKS {
@@ -286,11 +306,23 @@ fn virtio_devices(
     if let Some(vsock) = &config.vsock {
         devices.push(("vsock".into(), Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?)));
     }
-    devices.push(("rng".into(), Box::new(Rng::new())));
+    let rng = match &config.rare.entropy_limits {
+        Some(limits) => Rng::limited(RateLimiter::new(limits).map_err(DeviceError::Timer)?),
+        None => Rng::new(),
+    };
+    devices.push(("rng".into(), Box::new(rng)));
     let mut windows = windows.into_iter().enumerate();
-    devices.extend(windows.by_ref().take(config.pmem.len()).map(pmem));
+    for (number, window) in windows.by_ref().take(config.pmem.len()) {
+        devices.push(match config.rare.pmem_limits.get(number) {
+            Some(limits) => limited_pmem(number, window, limits)?,
+            None => pmem((number, window)),
+        });
+    }
     if let Some(balloon) = balloon {
         devices.push(("balloon".into(), Box::new(balloon)));
+    }
+    if let Some(mem) = mem {
+        devices.push(("mem".into(), Box::new(mem)));
     }
     if let Some(config) = &config.fs {
         devices.push(("fs".into(), Box::new(fs(config)?)));
@@ -311,15 +343,32 @@ pub(super) fn disk(index: usize, config: &DiskConfig) -> Result<Named, DeviceErr
 }
 
 fn balloon(config: &VmConfig, ram: &GuestRam) -> io::Result<Balloon> {
-    match config.balloon_statistics_s {
-        0 => Balloon::new(ram.clone()),
-        interval_s => Balloon::with_statistics(ram.clone(), interval_s),
+    Balloon::with_options(ram.clone(), config.balloon_statistics_s, config.rare.balloon_hinting)
+}
+
+/// The device of the memory that can be plugged.
+fn hotplug(config: &VmConfig, ram: &GuestRam) -> Result<Option<Mem>, DeviceError> {
+    let (Some(hotplug), Some((address, size))) = (config.rare.hotplug, config.memory().hotplug_range())
+    else {
+        return Ok(None);
+    };
+    let block = u64::from(hotplug.block_mib) << 20;
+    if !block.is_power_of_two() || !size.is_multiple_of(block) {
+        return Err(DeviceError::Hotplug { size_mib: hotplug.size_mib, block_mib: hotplug.block_mib });
     }
+    let mem = Mem::new(ram.clone(), MemRegion { address, size, block });
+    mem.map(Some).map_err(|source| DeviceError::EventFd { device: "mem".into(), source })
 }
 
 /// Persistent memory `index` of the guest.
 fn pmem((index, Pmem { file, window, .. }): (usize, Pmem)) -> Named {
     (format!("pmem{index}"), Box::new(pmem::Pmem::new(file, window)))
+}
+
+/// The same with limits, which can be changed.
+fn limited_pmem(index: usize, pmem: Pmem, limits: &RateLimits) -> Result<Named, DeviceError> {
+    let limiter = RateLimiter::new(limits).map_err(DeviceError::Timer)?;
+    Ok((format!("pmem{index}"), Box::new(pmem::Pmem::limited(pmem.file, pmem.window, limiter))))
 }
 
 /// The network interface that the guest calls `name`.
@@ -374,12 +423,19 @@ pub fn console_options() -> OpenOptions {
     options
 }
 
-fn open_console(path: &Path, saved: Option<&SerialState>) -> Result<Arc<Console>, DeviceError> {
+fn open_console(
+    path: &Path,
+    rate: Option<&BucketConfig>,
+    saved: Option<&SerialState>,
+) -> Result<Arc<Console>, DeviceError> {
     let file = held::open(&console_options(), path)
         .or_else(|error| standard_output(path).ok_or(error))
         .map_err(|source| DeviceError::OpenConsole { path: path.to_owned(), source })?;
     let out: Box<dyn io::Write + Send> = Box::new(file);
-    let log = ConsoleLog::new(out);
+    let log = match rate {
+        Some(rate) => ConsoleLog::at_rate(out, rate),
+        None => ConsoleLog::new(out),
+    };
     Ok(Arc::new(match saved {
         Some(state) => Serial::restore(state, log)?,
         None => Serial::open(log)?,

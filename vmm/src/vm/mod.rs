@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use devices::GuestRam;
 use devices::serial::SerialState;
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::mem::MemControl;
 use kvm_bindings::kvm_cpuid_entry2;
 
 pub use self::build::{BuildError, read_only as kernel_options};
@@ -137,7 +138,7 @@ impl Vm {
 
     /// Builds the VM of `config` with its kernel loaded. No thread is started.
     pub fn build(config: &VmConfig) -> Result<Self, BuildError> {
-        let memory = memory::allocate(config.mem_size_mib)?;
+        let memory = memory::allocate(config.memory())?;
         Self::assemble(config, memory, None, |parts| build::load(config, parts))
     }
 
@@ -319,6 +320,11 @@ impl Vm {
     /// What steers the balloon, if there is one; usable from any thread while the VM runs.
     pub fn balloon(&self) -> Option<&BalloonControl> {
         self.machine.balloon.as_ref()
+    }
+
+    /// What steers the memory that can be plugged, if there is some; usable from any thread while the VM runs.
+    pub fn hotplug(&self) -> Option<&MemControl> {
+        self.machine.hotplug.as_ref()
     }
 
     /// Guest memory.

@@ -121,7 +121,7 @@ impl Vm {
     pub fn from_snapshot(config: &VmConfig, directory: &Path) -> Result<Self, RestoreVmError> {
         let snapshot = Snapshot::read(directory)?;
         // Before anything is made of this memory size; the rest can only be compared later.
-        snapshot.fingerprint.check_size(config.vcpus, config.mem_size_mib)?;
+        snapshot.fingerprint.check_size(config.vcpus, config.memory())?;
         let bases = config.restore.as_ref().map_or(&[][..], |restore| &restore.bases);
         let memory = snapshot.map_memory(bases)?;
         Self::from_memory(config, &snapshot, memory)
@@ -148,6 +148,7 @@ impl Vm {
         Fingerprint {
             vcpus: self.config.vcpus,
             mem_size_mib: self.config.mem_size_mib,
+            hotplug_mib: self.config.memory().hotplug_mib,
             devices: self.machine.slots.iter().map(|slot| slot.transport.device_id()).collect(),
             console: self.machine.console.is_some(),
             emulated_ring0: self.emulated_ring0,

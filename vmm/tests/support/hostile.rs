@@ -44,11 +44,12 @@ fn take(bytes: &[u8]) {
     let Ok(snapshot) = Snapshot::parse(Path::new("/nowhere"), bytes) else { return };
     let print = &snapshot.fingerprint;
     // Words of a machine that differs in everything.
-    let _ = print.check_size(1, 1).map_err(|error| error.to_string());
+    let _ = print.check_size(1, 1.into()).map_err(|error| error.to_string());
     let _ = print.check(print);
     let _ = serde_json::to_string(&snapshot.state);
-    if let Some(base) = snapshot.identity.base.as_ref().filter(|_| print.mem_size_mib <= MAX_MEMORY_MIB)
-        && let Ok(memory) = vmm::memory::allocate(print.mem_size_mib)
+    if let Some(base) =
+        snapshot.identity.base.as_ref().filter(|_| print.memory().bytes() >> 20 <= u64::from(MAX_MEMORY_MIB))
+        && let Ok(memory) = vmm::memory::allocate(print.memory())
     {
         let file = std::fs::File::open("/dev/null").expect("there is /dev/null");
         let _ = base.load(&memory, &file).map_err(|error| error.to_string());

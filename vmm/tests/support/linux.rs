@@ -88,6 +88,7 @@ impl Bench {
             console_log: Some(self.path("console")),
             restore: None,
             control: None,
+            rare: Default::default(),
         }
     }
 

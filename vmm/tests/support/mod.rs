@@ -175,6 +175,7 @@ pub fn config(kernel: &NamedTempFile, vcpus: u8) -> VmConfig {
         console_log: None,
         restore: None,
         control: None,
+        rare: Default::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::hinting::{Hinting, HintingError, HintingStatus};
 use super::statistics::Statistics;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -33,13 +34,18 @@ struct Shared {
     /// Signalled when the target changed.
     changed: EventFd,
     statistics: Option<Statistics>,
+    hinting: Option<Hinting>,
 }
 
 impl BalloonControl {
-    pub(super) fn new(max: u32, statistics: Option<Statistics>) -> io::Result<Self> {
+    pub(super) fn new(
+        max: u32,
+        statistics: Option<Statistics>,
+        hinting: Option<Hinting>,
+    ) -> io::Result<Self> {
         let changed = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let (target, actual) = (AtomicU32::new(0), AtomicU32::new(0));
-        Ok(Self(Arc::new(Shared { max, target, actual, changed, statistics })))
+        Ok(Self(Arc::new(Shared { max, target, actual, changed, statistics, hinting })))
     }
 
     /// Asks the guest to leave `mib` MiB of its RAM unused. It does so as it can: [`Self::actual_mib`] says
@@ -49,8 +55,7 @@ impl BalloonControl {
         let pages = mib.checked_mul(PAGES_PER_MIB).filter(|&pages| pages <= max);
         let pages = pages.ok_or(TargetError { mib, max: max / PAGES_PER_MIB })?;
         self.0.target.store(pages, Ordering::Relaxed);
-        // Fails only when it is signalled already.
-        let _ = self.0.changed.write(1);
+        self.notify();
         Ok(())
     }
 
@@ -67,6 +72,36 @@ impl BalloonControl {
     /// What the guest says about its memory, if it was to be asked.
     pub fn statistics(&self) -> Option<&Statistics> {
         self.0.statistics.as_ref()
+    }
+
+    /// Asks the guest which pages it does not use, to give them back to the host. With `acknowledge` it may use them
+    /// again as soon as it has named all, without when [`Self::stop_hinting`] says so.
+    pub fn start_hinting(&self, acknowledge: bool) -> Result<(), HintingError> {
+        self.hinting()?.start(acknowledge)?;
+        self.notify();
+        Ok(())
+    }
+
+    /// Lets the guest use the pages again that it has named.
+    pub fn stop_hinting(&self) -> Result<(), HintingError> {
+        self.hinting()?.stop()?;
+        self.notify();
+        Ok(())
+    }
+
+    /// How far the guest is with that.
+    pub fn hinting_status(&self) -> Result<HintingStatus, HintingError> {
+        Ok(self.hinting()?.status())
+    }
+
+    pub(super) fn hinting(&self) -> Result<&Hinting, HintingError> {
+        self.0.hinting.as_ref().ok_or(HintingError::Disabled)
+    }
+
+    /// The configuration space changed.
+    pub(super) fn notify(&self) {
+        // Fails only when it is signalled already.
+        let _ = self.0.changed.write(1);
     }
 
     pub(super) fn target_pages(&self) -> u32 {

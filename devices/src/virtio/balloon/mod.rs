@@ -4,6 +4,7 @@
 //! host ── BalloonControl::set_target ─► config interrupt ─► driver inflates ─► inflateq ─► give back
 //! driver frees pages ─► reporting_vq ────────────────────────────────────────────────────► give back
 //! driver ── figures ──► statsq, if the host wants them: see `statistics.rs`
+//! driver ── free pages, when the host asks ──► free_page_vq: see `hinting.rs`
 //! ```
 //!
 //! Both queues name pages whose content the guest has no use for: what it reads there later may be anything,
@@ -14,6 +15,7 @@
 //! protocol, persistent memory included.
 
 mod control;
+mod hinting;
 mod pages;
 mod statistics;
 #[cfg(test)]
@@ -29,7 +31,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::epoll::EventSet;
 
 pub use self::control::{BalloonControl, TargetError};
-use self::pages::{PageRange, PageRanges};
+use self::hinting::Hinting;
+pub use self::hinting::{HintingError, HintingStatus};
+pub(super) use self::pages::{PageRange, PageRanges};
 pub use self::statistics::{FIGURES, Figures, Statistics};
 use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
 use super::guest_buffers::{ChainError, Direction, GuestBuffers, MAX_CHAIN_DESCRIPTORS};
@@ -40,6 +44,8 @@ use crate::GuestRam;
 const STATISTICS: u32 = 1;
 /// The driver may take pages out of the balloon when it runs out of memory (section 5.5.3).
 const DEFLATE_ON_OOM: u32 = 2;
+/// The driver names free pages when it is asked (section 5.5.3).
+const FREE_PAGE_HINT: u32 = 3;
 /// The driver reports free pages (section 5.5.3).
 const PAGE_REPORTING: u32 = 5;
 
@@ -50,13 +56,24 @@ const MAX_PFNS: usize = 256;
 const PFN_BYTES: usize = 4;
 /// Descriptors of the inflate and the deflate queue; Linux has one chain under way.
 const BALLOON_QUEUE_SIZE: u16 = 16;
-/// Descriptors of the reporting queue; Linux reports up to 32 ranges in a chain and takes no smaller queue.
-const REPORTING_QUEUE_SIZE: u16 = 32;
+/// Descriptors of each other queue; Linux reports up to 32 ranges in a chain and takes no smaller queue for that.
+const OTHER_QUEUE_SIZE: u16 = 32;
+/// Most queues: inflation, deflation, statistics, hinting, reporting.
+const QUEUES: usize = 5;
 
-const INFLATE: u16 = 0;
-/// The queue after inflation and deflation: statistics where they were negotiated, otherwise reporting. There is no
-/// hinting queue; Linux leaves no gap for queues that it does not use.
+/// The queue after inflation and deflation: of statistics, hinting and reporting the first one that was negotiated.
+/// Linux leaves no gap for queues that it does not use.
 const THIRD: u16 = 2;
+
+/// What a queue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Inflate,
+    Deflate,
+    Statistics,
+    Hinting,
+    Reporting,
+}
 
 /// Token of the changed target.
 const CHANGED: u32 = 0;
@@ -76,6 +93,8 @@ pub struct Balloon {
     failure: Option<String>,
     /// The driver's buffer for figures, which is given back to get new ones.
     kept: Option<u16>,
+    /// It goes on from a snapshot, and its driver does not know so far.
+    restored: bool,
     /// Present from `activate` to `reset`.
     active: Option<Active>,
 }
@@ -84,8 +103,8 @@ struct Active {
     mem: GuestRam,
     queues: Vec<ActiveQueue>,
     interrupt: Arc<dyn Interrupt>,
-    /// Figures were negotiated.
-    statistics: bool,
+    /// What each queue is for.
+    purposes: Vec<Purpose>,
 }
 
 /// What a snapshot keeps, in pages of 4 KiB.
@@ -98,17 +117,23 @@ struct BalloonState {
 impl Balloon {
     /// A balloon for a guest with this RAM, empty. Opens an eventfd.
     pub fn new(ram: GuestRam) -> std::io::Result<Self> {
-        Self::build(ram, None)
+        Self::build(ram, None, None)
     }
 
-    /// The same that asks its guest for figures every `interval_s` seconds. Opens a timer too.
-    pub fn with_statistics(ram: GuestRam, interval_s: u16) -> std::io::Result<Self> {
-        Self::build(ram, Some(Statistics::open(interval_s)?))
+    /// The same that asks its guest for figures every `interval_s` seconds, unless that is 0, and, with `hinting`, for
+    /// free pages when its owner wants them. Opens a timer for the figures.
+    pub fn with_options(ram: GuestRam, interval_s: u16, hinting: bool) -> std::io::Result<Self> {
+        let statistics = (interval_s > 0).then(|| Statistics::open(interval_s)).transpose()?;
+        Self::build(ram, statistics, hinting.then(Hinting::default))
     }
 
-    fn build(ram: GuestRam, statistics: Option<Statistics>) -> std::io::Result<Self> {
-        let control = BalloonControl::new(pages::count(&ram), statistics)?;
-        Ok(Self { ram, control, failure: None, kept: None, active: None })
+    fn build(
+        ram: GuestRam,
+        statistics: Option<Statistics>,
+        hinting: Option<Hinting>,
+    ) -> std::io::Result<Self> {
+        let control = BalloonControl::new(pages::count(&ram), statistics, hinting)?;
+        Ok(Self { ram, control, failure: None, kept: None, restored: false, active: None })
     }
 
     /// What the owner of the VM steers it with, at any time.
@@ -127,8 +152,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        let sizes = &[BALLOON_QUEUE_SIZE, BALLOON_QUEUE_SIZE, REPORTING_QUEUE_SIZE, REPORTING_QUEUE_SIZE];
-        if self.control.statistics().is_some() { sizes } else { sizes.get(..3).unwrap_or(sizes) }
+        const SIZES: &[u16; QUEUES] =
+            &[BALLOON_QUEUE_SIZE, BALLOON_QUEUE_SIZE, OTHER_QUEUE_SIZE, OTHER_QUEUE_SIZE, OTHER_QUEUE_SIZE];
+        SIZES.get(..purposes(self.features()).len()).unwrap_or(SIZES)
     }
 
     fn features(&self) -> u64 {
@@ -138,11 +164,13 @@ impl VirtioDevice for Balloon {
             | (1 << DEFLATE_ON_OOM)
             | (1 << PAGE_REPORTING)
             | (u64::from(self.control.statistics().is_some()) << STATISTICS)
+            | (u64::from(self.control.hinting().is_ok()) << FREE_PAGE_HINT)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = [0; CONFIG_BYTES];
-        let values = [self.control.target_pages(), self.control.actual_pages()];
+        let command = self.control.hinting_status().map_or(0, |status| status.host);
+        let values = [self.control.target_pages(), self.control.actual_pages(), command];
         for (field, value) in space.chunks_exact_mut(4).zip(values) {
             field.copy_from_slice(&value.to_le_bytes());
         }
@@ -161,34 +189,45 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, activation: Activation) {
         let Activation { mem, queues, interrupt, acknowledged_features } = activation;
-        let statistics = acknowledged_features & (1 << STATISTICS) != 0;
+        let purposes = purposes(acknowledged_features);
         let queues = ActiveQueue::all(queues, &interrupt);
-        self.active = Some(Active { mem, queues, interrupt, statistics });
+        let _ =
+            self.control.hinting().map(|hinting| hinting.set_active(purposes.contains(&Purpose::Hinting)));
+        self.active = Some(Active { mem, queues, interrupt, purposes });
+        if std::mem::take(&mut self.restored)
+            && let Ok(hinting) = self.control.hinting()
+        {
+            hinting.restored();
+            self.control.notify();
+        }
     }
 
     fn reset(&mut self) {
         self.active = None;
         self.kept = None;
         self.control.set_actual_pages(0);
+        let _ = self.control.hinting().map(|hinting| hinting.set_active(false));
     }
 
     fn process_queue(&mut self, index: u16) -> Result<(), ProtocolViolation> {
-        let Some(Active { mem, queues, statistics, .. }) = &mut self.active else {
+        let Some(Active { mem, queues, purposes, .. }) = &mut self.active else {
             return Ok(());
         };
-        if (index, *statistics) == (THIRD, true) {
+        let (Some(queue), Some(purpose)) =
+            (queues.get_mut(usize::from(index)), purposes.get(usize::from(index)).copied())
+        else {
+            return Ok(());
+        };
+        if purpose == Purpose::Statistics {
             return self.take_figures();
         }
-        let reporting = THIRD.saturating_add((*statistics).into());
-        let Some(queue) = queues.get_mut(usize::from(index)) else {
-            return Ok(());
-        };
-        let (ram, failure) = (&self.ram, &mut self.failure);
+        let (ram, failure, control) = (&self.ram, &mut self.failure, &self.control);
         queue.process(mem, |chain| {
-            let ranges = match index {
-                INFLATE => inflated(mem, chain),
-                _ if index == reporting => reported(chain),
-                _ => Ok(PageRanges::default()),
+            let ranges = match purpose {
+                Purpose::Inflate => inflated(mem, chain),
+                Purpose::Reporting => reported(chain),
+                Purpose::Hinting => hinted(mem, chain, control),
+                Purpose::Deflate | Purpose::Statistics => Ok(PageRanges::default()),
             };
             let ranges = ranges.map_err(|error| error.to_string());
             match ranges.and_then(|ranges| ranges.within(ram)) {
@@ -251,6 +290,8 @@ impl VirtioDevice for Balloon {
         if !self.control.restore(saved.target, saved.actual) {
             return Err(error(format!("{saved:?} is more than the guest's RAM")));
         }
+        // After `activate`, which comes with the queues.
+        self.restored = true;
         Ok(())
     }
 }
@@ -296,6 +337,32 @@ impl Balloon {
         queue.complete(mem, head, 0)?;
         queue.signal(mem)
     }
+}
+
+/// The queues of a driver that acknowledged `features`, in their order (section 5.5.2).
+fn purposes(features: u64) -> Vec<Purpose> {
+    let others = [
+        (STATISTICS, Purpose::Statistics),
+        (FREE_PAGE_HINT, Purpose::Hinting),
+        (PAGE_REPORTING, Purpose::Reporting),
+    ];
+    let others = others.into_iter().filter(|(bit, _)| features & (1 << bit) != 0);
+    [Purpose::Inflate, Purpose::Deflate].into_iter().chain(others.map(|(_, purpose)| purpose)).collect()
+}
+
+/// The free pages that the driver names (section 5.5.6.5): its word about the run, or buffers that are the pages.
+fn hinted(mem: &GuestRam, chain: Chain<'_>, control: &BalloonControl) -> Result<PageRanges, ChainError> {
+    let Ok(hinting) = control.hinting() else { return Ok(PageRanges::default()) };
+    let (word, pages) = GuestBuffers::collect_both(mem, chain.clone())?;
+    let mut bytes = [0; 4];
+    if word.copy_to(0, &mut bytes) && hinting.hear(u32::from_le_bytes(bytes)) {
+        control.notify();
+    }
+    if pages.is_empty() || !hinting.is_wanted() {
+        return Ok(PageRanges::default());
+    }
+    let named = chain.filter(|descriptor| descriptor.is_write_only());
+    Ok(named.map(|descriptor| PageRange::of_buffer(descriptor.addr().0, descriptor.len())).collect())
 }
 
 /// The pages that an inflation names (section 5.5.6): 32-bit numbers of 4 KiB pages.

@@ -23,6 +23,11 @@ pub struct PageRange {
 }
 
 impl PageRange {
+    /// From `start` to before `end`, both at the start of a page.
+    pub fn new(start: u64, end: u64) -> Self {
+        Self { start, end }
+    }
+
     /// The page with this number.
     pub fn of_pfn(pfn: u32) -> Self {
         let start = u64::from(pfn).saturating_mul(PAGE_SIZE);

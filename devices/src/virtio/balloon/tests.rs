@@ -11,6 +11,7 @@ const LIST: u64 = BUFFERS;
 /// Pages that the tests give back.
 const PAGES: u64 = 0x40_0000;
 const PAGE: u64 = 4096;
+const INFLATE: u16 = 0;
 const DEFLATE: u16 = 1;
 const REPORTING: u16 = THIRD;
 
@@ -244,7 +245,7 @@ fn random_chains_do_no_harm() {
 #[test]
 fn figures_are_taken_and_asked_for_again() {
     let ram = guest_ram(MEM_SIZE);
-    let balloon = Balloon::with_statistics(ram.clone(), 1).unwrap();
+    let balloon = Balloon::with_options(ram.clone(), 1, false).unwrap();
     let control = balloon.control();
     let mut driver = FakeDriver::with_mem(balloon, ram.clone());
     driver.initialize(1 << PAGE_REPORTING | 1 << STATISTICS);
@@ -270,7 +271,7 @@ fn figures_are_taken_and_asked_for_again() {
     let second = send(&mut driver, &[(4, 402)]);
     assert_eq!(driver.take_used(THIRD), Some((second, 0)));
     assert_ne!(again, second);
-    let restored = FakeDriver::with_mem(Balloon::with_statistics(ram.clone(), 1).unwrap(), ram.clone());
+    let restored = FakeDriver::with_mem(Balloon::with_options(ram.clone(), 1, false).unwrap(), ram.clone());
     restored.transport.restore(&saved).unwrap();
     let without = FakeDriver::with_mem(Balloon::new(ram.clone()).unwrap(), ram);
     assert!(without.transport.restore(&saved).is_err());
@@ -281,10 +282,86 @@ fn figures_are_taken_and_asked_for_again() {
 #[test]
 fn a_driver_without_figures_reports_where_it_did() {
     let ram = guest_ram(MEM_SIZE);
-    let mut driver = FakeDriver::with_mem(Balloon::with_statistics(ram.clone(), 1).unwrap(), ram);
+    let mut driver = FakeDriver::with_mem(Balloon::with_options(ram.clone(), 1, false).unwrap(), ram);
     driver.initialize(1 << PAGE_REPORTING);
     driver.fill(PAGES, &[7; 8 * PAGE as usize]);
     driver.submit(REPORTING, &[Buffer::writable(PAGES, PAGE as u32)]);
     assert!(driver.take_used(REPORTING).is_some());
     assert!(!kept(&driver)[0]);
+}
+
+const HINTING: u16 = THIRD;
+/// Of the command in the configuration space.
+const COMMAND: u64 = register::CONFIG + 8;
+
+fn hinting_driver() -> (FakeDriver, BalloonControl) {
+    let ram = guest_ram(MEM_SIZE);
+    let balloon = Balloon::with_options(ram.clone(), 0, true).unwrap();
+    let control = balloon.control();
+    assert_eq!(control.start_hinting(true), Err(HintingError::NotActive));
+    let mut driver = FakeDriver::with_mem(balloon, ram);
+    assert_eq!(driver.initialize(1 << FREE_PAGE_HINT), 0xf);
+    driver.fill(PAGES, &[7; 8 * PAGE as usize]);
+    (driver, control)
+}
+
+fn say(driver: &mut FakeDriver, word: u32) {
+    driver.fill(LIST, &word.to_le_bytes());
+    driver.submit(HINTING, &[Buffer::readable(LIST, 4)]);
+}
+
+fn name_pages(driver: &mut FakeDriver, first: u64, count: u32) {
+    driver.submit(HINTING, &[Buffer::writable(PAGES + first * PAGE, count * PAGE as u32)]);
+}
+
+#[test]
+fn pages_that_belong_to_the_run_are_given_back_and_the_driver_hears_of_its_end() {
+    let (mut driver, control) = hinting_driver();
+    name_pages(&mut driver, 0, 1);
+    assert_eq!(kept(&driver), [true; 8], "nobody asked");
+    control.start_hinting(true).unwrap();
+    driver.run();
+    assert!(driver.take_interrupt());
+    assert_eq!(driver.read(COMMAND), 2);
+    name_pages(&mut driver, 0, 1);
+    say(&mut driver, 9);
+    name_pages(&mut driver, 1, 1);
+    assert_eq!(kept(&driver), [true; 8], "of another run");
+    say(&mut driver, 2);
+    name_pages(&mut driver, 2, 3);
+    assert_eq!(kept(&driver), [true, true, false, false, false, true, true, true]);
+    assert_eq!(control.hinting_status(), Ok(HintingStatus { host: 2, guest: Some(2) }));
+    say(&mut driver, hinting::STOP);
+    driver.run();
+    assert_eq!(driver.read(COMMAND), hinting::DONE);
+    name_pages(&mut driver, 6, 1);
+    assert!(kept(&driver)[6], "the run is over");
+    control.start_hinting(false).unwrap();
+    say(&mut driver, 3);
+    say(&mut driver, hinting::STOP);
+    assert_eq!(control.hinting_status(), Ok(HintingStatus { host: 3, guest: Some(0) }));
+    control.stop_hinting().unwrap();
+    assert_eq!(driver.read(COMMAND), hinting::DONE);
+    assert!(!is_broken(&driver));
+}
+
+#[test]
+fn pages_outside_ram_end_a_run_and_without_hinting_there_is_none() {
+    let (mut driver, control) = hinting_driver();
+    control.start_hinting(true).unwrap();
+    say(&mut driver, 2);
+    driver.submit(HINTING, &[Buffer::writable(1 << 40, 4096)]);
+    assert!(is_broken(&driver));
+    let (_driver, control) = driver_with(guest_ram(MEM_SIZE));
+    assert_eq!(control.start_hinting(true), Err(HintingError::Disabled));
+    assert_eq!(control.hinting_status(), Err(HintingError::Disabled));
+}
+
+#[test]
+fn queues_have_no_gaps_between_them() {
+    use Purpose::*;
+    assert_eq!(purposes(0), [Inflate, Deflate]);
+    assert_eq!(purposes(1 << PAGE_REPORTING), [Inflate, Deflate, Reporting]);
+    assert_eq!(purposes(1 << FREE_PAGE_HINT | 1 << PAGE_REPORTING), [Inflate, Deflate, Hinting, Reporting]);
+    assert_eq!(purposes(!0), [Inflate, Deflate, Statistics, Hinting, Reporting]);
 }

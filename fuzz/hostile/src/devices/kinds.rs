@@ -12,6 +12,7 @@ use ::devices::rate::{RateLimiter, RateLimits};
 use ::devices::virtio::balloon::Balloon;
 use ::devices::virtio::block::{Block, BlockConfig, BlockEngine};
 use ::devices::virtio::fs::Fs;
+use ::devices::virtio::mem::{Mem, MemRegion};
 use ::devices::virtio::net::tap::FrameIo;
 use ::devices::virtio::net::{Net, NetIdentity};
 use ::devices::virtio::pmem::{Pmem, Window};
@@ -118,10 +119,24 @@ pub fn rng(bytes: &[u8]) {
 /// Pages that the guest gives back or asks for, and its statistics.
 pub fn balloon(bytes: &[u8]) {
     // Its own memory, so that pages which are none of the driver's are given back too.
-    let device = Balloon::with_statistics(guest_ram(4 << 20), 1).unwrap();
+    let device = Balloon::with_options(guest_ram(4 << 20), 1, true).unwrap();
     let control = device.control();
     drive(device, &mut Bytes::new(bytes), |input| {
-        let _ = control.set_target(u32::from(input.u8()));
+        let byte = input.u8();
+        let _ = control.set_target(u32::from(byte));
+        let _ = control.start_hinting(byte & 1 == 0);
+    });
+}
+
+/// Memory that the guest plugs and unplugs.
+pub fn mem(bytes: &[u8]) {
+    let region = MemRegion { address: 0, size: 4 << 20, block: 64 << 10 };
+    let device = Mem::new(guest_ram(4 << 20), region).unwrap();
+    let control = device.control();
+    drive(device, &mut Bytes::new(bytes), |input| {
+        let _ = control.request(u64::from(input.u8()) << 16);
+        let sizes = control.sizes();
+        assert!(sizes.plugged <= region.size && sizes.requested <= region.size, "{sizes:?}");
     });
 }
 

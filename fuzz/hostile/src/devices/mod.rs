@@ -6,4 +6,4 @@
 mod driver;
 mod kinds;
 
-pub use self::kinds::{balloon, block, fs, net, pmem, rng, vsock};
+pub use self::kinds::{balloon, block, fs, mem, net, pmem, rng, vsock};
