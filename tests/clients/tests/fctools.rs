@@ -43,7 +43,7 @@ async fn a_vm_lives_and_is_cloned() {
         let socket = VmmApiSocket::Enabled(base.path().join(name));
         Executor::Unrestricted(UnrestrictedVmmExecutor::new(VmmArguments::new(socket)))
     };
-    life(base.path(), VmmOwnershipModel::Shared, executor).await;
+    life(base.path(), base.path(), VmmOwnershipModel::Shared, executor).await;
 }
 
 #[tokio::test]
@@ -65,14 +65,20 @@ async fn a_jailed_vm_lives_and_is_cloned() {
             FlatVirtualPathResolver,
         ))
     };
-    life(base.path(), VmmOwnershipModel::Downgraded { uid: 71_236, gid: 71_236 }, executor).await;
+    let owner = VmmOwnershipModel::Downgraded { uid: 71_236, gid: 71_236 };
+    life(base.path(), Path::new("/run"), owner, executor).await;
 }
 
-/// Configures, starts, changes, saves and clones a VM.
-async fn life(base: &Path, ownership_model: VmmOwnershipModel, executor: impl Fn(&str) -> Executor) {
+/// Configures, starts, changes, saves and clones a VM, which finds the directory `own` wherever it runs.
+async fn life(
+    base: &Path,
+    own: &Path,
+    ownership_model: VmmOwnershipModel,
+    executor: impl Fn(&str) -> Executor,
+) {
     std::fs::write(base.join("disk"), vec![0; 1 << 20]).unwrap();
     let mut resources = Resources::new(DirectProcessSpawner, TokioRuntime, ownership_model);
-    let (data, disk) = configuration(base, &mut resources);
+    let (data, disk) = configuration(base, own, &mut resources);
     let configuration = VmConfiguration::New { init_method: InitMethod::ViaApiCalls, data };
     let installation = VmmInstallation::new(vmm(), jailer(), PathBuf::from("/none"));
     let mut vm = TestVm::prepare(executor("first"), resources, installation, configuration).await.unwrap();
@@ -95,10 +101,12 @@ async fn life(base: &Path, ownership_model: VmmOwnershipModel, executor: impl Fn
     assert!(vm.get_info().await.unwrap().is_paused);
 
     let system = vm.get_resource_system_mut();
-    let mut produced = |name: &str| system.create_resource(base.join(name), ResourceType::Produced).unwrap();
+    let mut produced = |name: &str| system.create_resource(own.join(name), ResourceType::Produced).unwrap();
     let snapshot_type = Some(SnapshotType::Full);
     let create = CreateSnapshot { snapshot_type, snapshot: produced("state"), mem_file: produced("memory") };
-    let snapshot = vm.create_snapshot(create).await.unwrap();
+    let mut snapshot = vm.create_snapshot(create).await.unwrap();
+    // The client makes no such files for a clone, and in a jail there are none.
+    (snapshot.configuration_data.logger_system, snapshot.configuration_data.metrics_system) = (None, None);
     // What the first one listens on is in the way of the second, which is the same VM.
     let options = PrepareVmFromSnapshotOptions {
         executor: executor("second"),
@@ -122,7 +130,7 @@ async fn life(base: &Path, ownership_model: VmmOwnershipModel, executor: impl Fn
 }
 
 /// Everything that can be configured without a network, and the second drive.
-fn configuration(base: &Path, resources: &mut Resources) -> (VmConfigurationData, Resource) {
+fn configuration(base: &Path, own: &Path, resources: &mut Resources) -> (VmConfigurationData, Resource) {
     let mut resource = |path: PathBuf, kind: ResourceType| resources.create_resource(path, kind).unwrap();
     let disk = resource(base.join("disk"), MOVED);
     let data = VmConfigurationData {
@@ -161,13 +169,13 @@ fn configuration(base: &Path, resources: &mut Resources) -> (VmConfigurationData
         }),
         vsock_device: Some(VsockDevice {
             guest_cid: 3,
-            uds: resource(base.join("vsock"), ResourceType::Produced),
+            uds: resource(own.join("vsock"), ResourceType::Produced),
         }),
         logger_system: Some(LoggerSystem {
-            logs: Some(resource(base.join("log"), CREATED)),
+            logs: Some(resource(own.join("log"), CREATED)),
             ..LoggerSystem::default()
         }),
-        metrics_system: Some(MetricsSystem { metrics: resource(base.join("metrics"), CREATED) }),
+        metrics_system: Some(MetricsSystem { metrics: resource(own.join("metrics"), CREATED) }),
         memory_hotplug_configuration: None,
         mmds_configuration: None,
         entropy_device: Some(EntropyDevice::default()),
