@@ -8,9 +8,9 @@ use fctools::runtime::tokio::TokioRuntime;
 use fctools::vm::api::VmApi;
 use fctools::vm::configuration::{InitMethod, VmConfiguration, VmConfigurationData};
 use fctools::vm::models::{
-    BalloonDevice, BootSource, CreateSnapshot, Drive, DriveIoEngine, EntropyDevice, LoggerSystem,
-    MachineConfiguration, MetricsSystem, SnapshotType, UpdateBalloonDevice, UpdateBalloonStatistics,
-    UpdateDrive, VsockDevice,
+    BalloonDevice, BootSource, CpuTemplate, CreateSnapshot, Drive, DriveIoEngine, EntropyDevice,
+    LoggerSystem, MachineConfiguration, MemoryHotplugConfiguration, MetricsSystem, SnapshotType,
+    UpdateBalloonDevice, UpdateBalloonStatistics, UpdateDrive, VsockDevice,
 };
 use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
 use fctools::vm::snapshot::PrepareVmFromSnapshotOptions;
@@ -91,6 +91,9 @@ async fn life(
     assert_eq!(vm.get_balloon_device().await.unwrap().amount_mib, 1);
     vm.update_balloon_statistics(UpdateBalloonStatistics { stats_polling_interval_s: 2 }).await.unwrap();
     assert_eq!(vm.get_balloon_statistics().await.unwrap().target_mib, 1);
+    let memory = vm.get_memory_hotplug_status().await.unwrap();
+    assert_eq!((memory.total_size_mib, memory.slot_size_mib, memory.plugged_size_mib), (128, 128, 0));
+    assert_eq!(vm.get_balloon_free_page_hinting_run_status().await.unwrap().host_cmd, 0);
     let update = UpdateDrive { drive_id: "data".into(), block: Some(disk), rate_limiter: None };
     vm.update_drive(update).await.unwrap();
     vm.flush_metrics().await.unwrap();
@@ -158,14 +161,14 @@ fn configuration(base: &Path, own: &Path, resources: &mut Resources) -> (VmConfi
             track_dirty_pages: Some(true),
             huge_pages: None,
         },
-        cpu_template: None,
+        cpu_template: Some(CpuTemplate::Untyped(json!({"kvm_capabilities":["0"],"msr_modifiers":[]}))),
         network_interfaces: Vec::new(),
         balloon_device: Some(BalloonDevice {
             amount_mib: 0,
             deflate_on_oom: true,
             stats_polling_interval_s: Some(1),
             free_page_reporting: Some(true),
-            free_page_hinting: None,
+            free_page_hinting: Some(true),
         }),
         vsock_device: Some(VsockDevice {
             guest_cid: 3,
@@ -176,7 +179,11 @@ fn configuration(base: &Path, own: &Path, resources: &mut Resources) -> (VmConfi
             ..LoggerSystem::default()
         }),
         metrics_system: Some(MetricsSystem { metrics: resource(own.join("metrics"), CREATED) }),
-        memory_hotplug_configuration: None,
+        memory_hotplug_configuration: Some(MemoryHotplugConfiguration {
+            total_size_mib: 128,
+            block_size_mib: None,
+            slot_size_mib: None,
+        }),
         mmds_configuration: None,
         entropy_device: Some(EntropyDevice::default()),
     };
