@@ -6,11 +6,17 @@ use anyhow::{Context, ensure};
 use lighter_tests::harness::{Need, main as run_tests, test};
 use lighter_tests::image::busybox_reference;
 use lighter_tests::lighter::{GUEST_DEADLINE, Installation, finish};
+use lighter_tests::namespace::Namespace;
 use serde_json::Value;
 
 fn main() -> ExitCode {
-    run_tests(vec![test("a_vmm_holds_nothing_but_what_its_machine_was_given", &[Need::Kvm], confined)])
+    run_tests(vec![
+        test("a_vmm_holds_nothing_but_what_its_machine_was_given", &[Need::Kvm], confined),
+        test("its_helpers_hold_what_their_work_takes", HELPED, helpers),
+    ])
 }
+
+const HELPED: &[Need] = &[Need::Kvm, Need::Root, Need::Program("ip"), Need::Program("passt")];
 
 /// First user ID that VMMs get from root (`jailer::FIRST_UID`).
 const FIRST_UID: u64 = 0x7000_0000;
@@ -77,6 +83,48 @@ fn confined() -> anyhow::Result<()> {
     let table = installation.stdout(["inspect", "--security", "bare"])?;
     ensure!(table.contains("off (--no-sandbox)") && table.contains("net namespace"), "{table}");
     installation.stdout(["rm", "-f", "cell", "other", "bare"])?;
+    Ok(())
+}
+
+/// The file server and the user-mode network of a live machine.
+fn helpers() -> anyhow::Result<()> {
+    let installation = Installation::new()?;
+    let host = Namespace::new()?;
+    host.add_wire("198.51.100.1/24")?;
+    let share = tempfile::tempdir()?;
+    let volume = format!("{}:/s", share.path().display());
+    let options = ["run", "-d", "--rm", "--name", "helped", "--network", "user", "-v", &volume];
+    let command = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1; done"];
+    let image = busybox_reference()?;
+    host.stdout(&installation, &[&options[..], &[&image], &command].concat())?;
+    let json = host.stdout(&installation, &["inspect", "--security", "--format", "json", "helped"])?;
+    let report = serde_json::from_str::<Vec<Value>>(&json)?.pop().context("an empty list")?;
+    let helpers = report["helpers"].as_array().context("no helpers")?;
+    ensure!(helpers.len() == 2 && report["missing"] == serde_json::json!([]), "{report:#}");
+    for helper in helpers {
+        let name = helper["name"].as_str().context("no name")?;
+        ensure!(helper["missing"] == serde_json::json!([]), "{helper:#}");
+        ensure!(helper["filter"] == true && helper["no_new_privs"] == true, "{helper:#}");
+        let network = name.starts_with("passt");
+        for (namespace, own) in
+            [("mnt", true), ("pid", true), ("ipc", true), ("uts", true), ("net", !network)]
+        {
+            ensure!(helper["namespaces"][namespace] == own, "{namespace}: {helper:#}");
+        }
+        let capabilities = helper["capabilities"]["effective"].as_str().context("no capabilities")?;
+        match network {
+            true => ensure!(
+                capabilities == "0000000000000000" && helper["root_entries"] == 0 && helper["uid"] != 0,
+                "{helper:#}"
+            ),
+            // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID and SETFCAP; its one share.
+            false => ensure!(
+                name == "file server" && capabilities == "00000000800000db" && helper["root_entries"] == 1,
+                "{helper:#}"
+            ),
+        }
+    }
+    host.stdout(&installation, &["rm", "-f", "helped"])?;
     Ok(())
 }
 

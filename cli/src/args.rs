@@ -12,6 +12,7 @@ use crate::container_args::{
 };
 use crate::exchange_commands::{HistoryArgs, ImportArgs, LoadArgs, PushArgs, SaveArgs, TagArgs};
 use crate::generate_commands::{CompletionArgs, ManArgs};
+use crate::intake_command::IntakeArgs;
 use crate::keep_command::KeepArgs;
 use crate::network_commands::NetworkCommand;
 use crate::options::signature::SignatureArgs;
@@ -146,6 +147,9 @@ pub enum Command {
     /// Serve directories to a guest; not for people
     #[command(hide = true)]
     Share(ShareArgs),
+    /// Read an image; not for people
+    #[command(hide = true)]
+    Intake(IntakeArgs),
     /// What a VM costs over a container here, and what it buys, measured with an image of yours
     Compare(CompareArgs),
     /// Be the warden of a container that is no VM

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use engine::dirs::Dirs;
+use engine::intake;
 use images::commit::{Change, CommitOptions, LayerCompression};
 use images::pull::{LoadFrom, PullPolicy};
 use images::push::PushOptions;
@@ -238,7 +239,7 @@ pub fn load(dirs: &Dirs, args: &LoadArgs) -> anyhow::Result<()> {
         }
     };
     let bars = Bars::new();
-    let loaded = store.load_archive(&from, &mut stdin().lock(), &options, &bars);
+    let loaded = intake::load(&store, &from, &mut stdin(), &options, &bars);
     bars.clear();
     for image in loaded? {
         if !args.quiet {

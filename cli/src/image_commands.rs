@@ -2,9 +2,10 @@
 
 use anyhow::Context as _;
 use engine::dirs::Dirs;
+use engine::intake;
 use engine::verbs;
 use images::pull::PullPolicy;
-use images::{Contents, Image, ImageSource, ImageSummary, Store, rootfs};
+use images::{Contents, Image, ImageSource, ImageSummary, Store};
 use serde_json::json;
 
 use crate::args::{InspectArgs, ListArgs, PullArgs, RemoveArgs};
@@ -19,8 +20,8 @@ pub fn pull(dirs: &Dirs, args: &PullArgs) -> anyhow::Result<()> {
     let store = Store::open(&dirs.data)?;
     let bars = Bars::new();
     let options = args.signature.restrict(args.registry.pull_options(PullPolicy::Always)?)?;
-    let image = store.pull(&source, &options, &bars)?;
-    let built = args.unpack.then(|| rootfs::ensure_rootfs(&store, &image, &bars)).transpose()?;
+    let image = intake::pull(&store, &source, &options, &bars)?;
+    let built = args.unpack.then(|| intake::ensure_rootfs(&store, &image, &bars)).transpose()?;
     bars.clear();
     match args.format {
         Format::Table => output::print(&format!("{}\n", image.name)),

@@ -9,6 +9,7 @@ mod doctor;
 mod exchange_commands;
 mod generate_commands;
 mod image_commands;
+mod intake_command;
 mod keep_command;
 mod lifecycle_commands;
 mod lifetime_options;
@@ -69,6 +70,10 @@ fn main() -> ExitCode {
 fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
     if let Command::Share(options) = &cli.command {
         share_command::share(options)?;
+        return Ok(0);
+    }
+    if let Command::Intake(options) = &cli.command {
+        intake_command::intake(options)?;
         return Ok(0);
     }
     if let Command::Warden(options) = &cli.command {
@@ -147,7 +152,11 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
         Command::Version(options) => system_commands::version(&dirs, options.format)?,
         Command::Serve(options) => serve_command::serve(&dirs, *options)?,
         Command::Compare(options) => return compare_command::compare(&dirs, &options),
-        Command::Doctor(_) | Command::Keep(_) | Command::Share(_) | Command::Warden(_) => {}
+        Command::Doctor(_)
+        | Command::Keep(_)
+        | Command::Share(_)
+        | Command::Warden(_)
+        | Command::Intake(_) => {}
     }
     Ok(0)
 }

@@ -62,6 +62,25 @@ fn print(report: &Report) -> anyhow::Result<()> {
     for (role, calls) in &report.calls {
         row("system calls", format!("{role}: {}", calls.join(" ")));
     }
+    for helper in &report.helpers {
+        let own = helper.namespaces.iter().filter(|(_, own)| **own).map(|(name, _)| name.clone());
+        let own = list(&own.collect::<Vec<_>>());
+        let effective = helper.capabilities.get("effective").map(String::as_str).unwrap_or_default();
+        let filter = if helper.filter { "filter" } else { "off" };
+        row(
+            "helper",
+            format!(
+                "{}: process {}, user {}, own namespaces {own}, capabilities {effective}, seccomp {filter}, \
+                 no_new_privs {}, {} names in its root; missing: {}",
+                helper.name,
+                helper.pid,
+                helper.uid,
+                helper.no_new_privs,
+                helper.root_entries,
+                list(&helper.missing)
+            ),
+        );
+    }
     for file in &report.files {
         let manner = if file.writable { "read, write" } else { "read" };
         row("open file", format!("{} {} ({manner})", file.fd, file.what));

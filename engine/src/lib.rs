@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod exec;
 pub mod files;
+pub mod intake;
 pub mod isolation;
 pub mod keeper;
 pub mod kernel;

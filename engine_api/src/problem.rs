@@ -16,7 +16,7 @@ use engine::verbs::VerbError;
 use engine::volumes::VolumeError;
 use images::artifact;
 use images::commit::CommitError;
-use images::pull::PullError;
+use images::pull::{Failure, PullError};
 use images::push::PushError;
 use images::registry::RegistryError;
 use images::save::SaveError;
@@ -318,6 +318,13 @@ fn pull(error: &PullError) -> Kind {
         PullError::Archive(_) | PullError::Manifest { .. } | PullError::Platform { .. } => Kind::INVALID,
         PullError::Directory { .. } => Kind::INVALID,
         PullError::Signature { .. } => Kind::FORBIDDEN,
+        PullError::Elsewhere { failure, .. } => match failure {
+            Failure::Missing => Kind::NOT_FOUND,
+            Failure::Registry => Kind::DEPENDENCY,
+            Failure::Unusable => Kind::INVALID,
+            Failure::Unsigned => Kind::FORBIDDEN,
+            Failure::Host => Kind::HOST,
+        },
         PullError::Cancelled => Kind::HOST,
     }
 }

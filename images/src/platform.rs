@@ -6,9 +6,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use oci_spec::image::{Descriptor, Platform as SpecPlatform};
+use serde::{Deserialize, Serialize};
 
 /// Operating system, architecture and variant, in the Go names that images use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`.
     pub os: String,

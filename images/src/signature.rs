@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::manifest::{BlobRef, ManifestError};
@@ -44,7 +44,8 @@ const P256_PREFIX: [u8; 26] = [
 const POINT_BYTES: usize = 65;
 
 /// A public key that signs images.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<u8>", try_from = "Vec<u8>")]
 pub struct PublicKey {
     point: [u8; POINT_BYTES],
 }
@@ -107,6 +108,20 @@ pub enum SignatureError {
     /// It is no list at all.
     #[error("the list of signatures cannot be used")]
     List(#[source] serde_json::Error),
+}
+
+impl From<PublicKey> for Vec<u8> {
+    fn from(key: PublicKey) -> Self {
+        key.point.to_vec()
+    }
+}
+
+impl TryFrom<Vec<u8>> for PublicKey {
+    type Error = &'static str;
+
+    fn try_from(point: Vec<u8>) -> Result<Self, Self::Error> {
+        Ok(Self { point: point.try_into().map_err(|_| "no point of the curve P-256")? })
+    }
 }
 
 impl PublicKey {

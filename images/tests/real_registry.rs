@@ -393,7 +393,7 @@ impl Bench {
             .args(["login", "--tls-verify=false", "--username", "user", "--password", "secret", "--authfile"])
             .arg(&auth_file)
             .arg(&registry.address))?;
-        self.options.registry.keychain = Keychain { files: vec![auth_file], helper_path: None };
+        self.options.registry.keychain = Keychain { files: vec![auth_file], ..Keychain::default() };
         Ok(())
     }
 

@@ -65,25 +65,65 @@ pub struct Missing {
     pub source: io::Error,
 }
 
-/// Confines this process, which has one thread. `sockets`, absolute paths, can be connected to as before; nothing else
-/// of the host has a name any more. Gives what the host did not permit.
+/// Something of the host that has a name inside: an absolute path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// A socket that can be connected to.
+    Socket(PathBuf),
+    /// A file or directory that can be read.
+    Readable(PathBuf),
+    /// A directory in which files can be made, changed and removed.
+    Writable(PathBuf),
+}
+
+impl Given {
+    /// Where it is, outside and inside.
+    pub fn path(&self) -> &Path {
+        match self {
+            Given::Socket(path) | Given::Readable(path) | Given::Writable(path) => path,
+        }
+    }
+}
+
+/// What is left to a process.
+#[derive(Clone, Debug)]
+pub struct Cage {
+    /// Who starts the process.
+    pub start: Start,
+    /// What has a name inside. With a directory to write in it stays the user that it is, else root's processes get a
+    /// user ID of their own.
+    pub given: Vec<Given>,
+    /// It keeps the host's network. It may not wait for connections there.
+    pub network: bool,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// Confines this process, which has one thread: what `cage` does not leave to it has no name any more. Gives what the
+/// host did not permit.
 ///
 /// The parent's death signal is forgotten by the kernel meanwhile: to be asked for afterwards.
-pub fn enter(start: Start, sockets: &[PathBuf], limits: &Limits) -> Vec<Missing> {
+pub fn enter(cage: &Cage) -> Vec<Missing> {
+    let Cage { start, given, network, limits } = cage;
+    let (start, writes) = (*start, given.iter().any(|given| matches!(given, Given::Writable(_))));
     let mut attempts = Attempts(Vec::new());
     // The way to the maps of a user namespace, once nothing else has a name.
     let own_process =
         fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let process_id = std::fs::read_link("/proc/self");
     if start != Start::Bare {
-        attempts.note("a network namespace", unshare(UnshareFlags::NEWNET));
+        if !network {
+            attempts.note("a network namespace", unshare(UnshareFlags::NEWNET));
+        }
         attempts.note("an IPC namespace", unshare(UnshareFlags::NEWIPC));
         attempts.note("a UTS namespace", unshare(UnshareFlags::NEWUTS).and_then(|()| name()));
-        attempts.note("a root of its own", unshare(UnshareFlags::NEWNS).and_then(|()| root::empty(sockets)));
+        attempts.note("a root of its own", unshare(UnshareFlags::NEWNS).and_then(|()| root::make(given)));
     }
     if start == Start::Root {
         // Last: the namespaces above belong to root, so that nothing in here has any power over them.
-        attempts.note("a user ID of its own", process_id.and_then(|id| become_own_user(&id)));
+        if !writes {
+            attempts.note("a user ID of its own", process_id.and_then(|id| become_own_user(&id)));
+        }
         let own = own_process.as_ref().map_err(|errno| io::Error::from(*errno));
         attempts.note("a user namespace", own.and_then(|own| own_user_namespace(own.as_fd())));
     }
@@ -92,7 +132,7 @@ pub fn enter(start: Start, sockets: &[PathBuf], limits: &Limits) -> Vec<Missing>
     let _ = privileges::root_is_nobody();
     attempts.note("the loss of all capabilities", privileges::keep_only(CapabilitySet::empty()));
     attempts.note("no_new_privs", set_no_new_privs(true).map_err(io::Error::from));
-    attempts.note("Landlock", landlock::restrict());
+    attempts.note("Landlock", landlock::restrict(given, *network));
     attempts.note("being hidden from its user", privileges::set_dumpable(false));
     attempts.0
 }

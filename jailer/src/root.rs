@@ -1,10 +1,10 @@
-//! A root directory with nothing in it but the sockets that a VM was given.
+//! A root directory with nothing in it but what a process was given.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD};
 use rustix::mount::{
@@ -14,36 +14,55 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
+use crate::cage::Given;
+
 /// The tree holds nothing but mount points.
 const SIZE: &str = "64k";
 const EMPTY_PATH: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
 
-/// Makes an empty, read-only file system the root, in a mount namespace of the caller's own. Each of `sockets` is there
-/// under its path as before.
-pub fn empty(sockets: &[PathBuf]) -> io::Result<()> {
+/// Makes an empty, read-only file system the root, in a mount namespace of the caller's own. Each of `given` is there
+/// under its path as before; what is not there at all is left out.
+pub fn make(given: &[Given]) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let taken =
-        sockets.iter().map(|path| open_tree(CWD, path, clone)).collect::<Result<Vec<OwnedFd>, _>>()?;
-    // Whoever connects needs permission to write; the directory that a socket is in keeps others out.
-    for socket in sockets {
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666))?;
-    }
+    let taken = given.iter().filter_map(|given| take(given).transpose()).collect::<io::Result<Vec<_>>>()?;
     let tree = tmpfs()?;
     // Over the old root, which is left below it at once.
     move_mount(&tree, "", CWD, "/", EMPTY_PATH)?;
     fchdir(&tree)?;
-    for (socket, path) in taken.iter().zip(sockets) {
-        let place = path.strip_prefix("/").map_err(io::Error::other)?;
+    for (given, mount, is_directory) in taken {
+        let place = given.path().strip_prefix("/").map_err(io::Error::other)?;
         std::fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
-        File::create(place)?;
-        move_mount(socket, "", CWD, place, EMPTY_PATH)?;
+        match is_directory {
+            true => std::fs::create_dir_all(place)?,
+            false => drop(File::create(place)?),
+        }
+        move_mount(&mount, "", CWD, place, EMPTY_PATH)?;
     }
     // The old root ends up on top of the new one (pivot_root(2), "pivot_root(".", ".")").
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     chdir("/")?;
     protect(tree.as_fd())
+}
+
+/// A mount of what was given, and whether it is a directory; `None` if it is not there.
+fn take(given: &Given) -> io::Result<Option<(&Given, OwnedFd, bool)>> {
+    let path = given.path();
+    let metadata = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
+    let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let never = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    match given {
+        // Whoever connects needs permission to write; the directory that a socket is in keeps others out.
+        Given::Socket(path) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?,
+        Given::Readable(_) => {
+            set_attributes(mount.as_fd(), never | libc::MOUNT_ATTR_RDONLY, AtFlags::empty())?;
+        }
+        Given::Writable(_) => set_attributes(mount.as_fd(), never, AtFlags::empty())?,
+    }
+    Ok(Some((given, mount, metadata.is_dir())))
 }
 
 fn tmpfs() -> io::Result<OwnedFd> {

@@ -4,23 +4,26 @@
 //! guest eth0 ── VMM ── socket pair, frames behind their length ── passt ── the host's sockets
 //! ```
 //!
-//! passt confines itself (namespaces, seccomp, no files) and ends with the machine: when its socket is closed. The
-//! gateway's address does not lead to the host, and the VMM lets no frame pass that is addressed to loopback.
+//! passt confines itself (namespaces, seccomp, no files, no capabilities) and ends with the machine: when its socket is
+//! closed. It gets a PID namespace, where root starts it, and limits besides; `inspect --security` shows what it holds.
+//! The gateway's address does not lead to the host, and the VMM lets no frame pass that is addressed to loopback.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_protocol::message::InterfacePlan;
+use jailer::child::Child;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::attachment::Interface;
 use super::port::Published;
 use super::{MTU, NetworkError, host, nft};
+use crate::process::spawn_apart;
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -36,6 +39,9 @@ const MAC: [u8; 6] = [0x02, 0x6c, 10, 0, 2, 15];
 const GATEWAY_MAC: &str = "02:6c:0a:00:02:02";
 /// What passt may take to open its ports.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest file that it may write: its messages. Private memory that it may have.
+const MAX_FILE: u64 = 1 << 20;
+const MAX_DATA: u64 = 256 << 20;
 /// Bytes of its messages that are shown.
 const MAX_SAID: u64 = 2 << 10;
 
@@ -64,28 +70,24 @@ impl Passt {
         let ready = ready.map_err(host("make a file for passt"))?;
         let mut said = tempfile::tempfile().map_err(host("make a file for passt"))?;
         let stderr = said.try_clone().map_err(host("make a file for passt"))?;
-        let mut command = Command::new(program);
-        command
-            .args(["--foreground", "--quiet", "--stderr", "--one-off", "--no-map-gw"])
-            .args(["--no-dhcp", "--no-dhcpv6", "--no-ra", "--fd", &theirs.as_raw_fd().to_string()])
-            .arg("--pid")
-            .arg(ready.path())
-            .args(["--mtu", &MTU.to_string(), "--mac-addr", GATEWAY_MAC])
-            .args(["--address", &ADDRESS.to_string(), "--netmask", &PREFIX.to_string()])
-            .args(["--gateway", &GATEWAY.to_string()])
-            .args(if six {
-                vec!["--address".to_owned(), ADDRESS6.to_string()]
-            } else {
-                vec!["--ipv4-only".to_owned()]
-            })
-            .args(port_arguments(ports))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let child = command.spawn().map_err(host(format!("start {PROGRAM}")))?;
+        let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let mut arguments = text(&["--foreground", "--quiet", "--stderr", "--one-off", "--no-map-gw"]);
+        arguments.extend(text(&["--no-dhcp", "--no-dhcpv6", "--no-ra", "--mac-addr", GATEWAY_MAC]));
+        arguments.extend(text(&["--fd", &theirs.as_raw_fd().to_string(), "--mtu", &MTU.to_string()]));
+        arguments.extend(text(&["--pid", &ready.path().to_string_lossy()]));
+        arguments.extend(text(&["--address", &ADDRESS.to_string(), "--netmask", &PREFIX.to_string()]));
+        arguments.extend(text(&["--gateway", &GATEWAY.to_string()]));
+        match six {
+            true => arguments.extend(text(&["--address", &ADDRESS6.to_string()])),
+            false => arguments.push("--ipv4-only".to_owned()),
+        }
+        arguments.extend(port_arguments(ports));
+        let child =
+            spawn_apart(&program, &arguments, stderr.as_fd()).map_err(host(format!("start {PROGRAM}")))?;
         let mut passt = Self { child };
         drop(theirs);
         passt.wait_until_ready(ready.as_file(), &mut said)?;
+        passt.limit();
         let plan = InterfacePlan {
             mac: MAC,
             ipv4: Some((ADDRESS, PREFIX)),
@@ -95,6 +97,15 @@ impl Passt {
             mtu: MTU,
         };
         Ok((passt, Interface::stream(ours.into(), MAC), plan))
+    }
+
+    /// What it may use from now on. A host that does not permit to say so is as before.
+    fn limit(&self) {
+        let Some(pid) = Pid::from_raw(self.child.id() as i32) else { return };
+        for (resource, most) in [(Resource::Fsize, MAX_FILE), (Resource::Data, MAX_DATA), (Resource::Core, 0)]
+        {
+            let _ = prlimit(Some(pid), resource, Rlimit { current: Some(most), maximum: Some(most) });
+        }
     }
 
     /// It writes its process ID when its ports are open.

@@ -95,19 +95,24 @@ impl<'a> Program<'a> {
     }
 
     fn start_caged(&self, arguments: &[String], log: BorrowedFd<'_>) -> io::Result<Child> {
-        let (start, namespaces, fallback) = match rustix::process::geteuid().is_root() {
-            true => (Start::Root, Namespaces::Pid, Start::Root),
-            false => (Start::User, Namespaces::User, Start::Bare),
-        };
-        let with = |start: Start| [arguments, &["--cage".to_owned(), start.name().to_owned()]].concat();
-        child::spawn(self.path, &with(start), log, namespaces).or_else(|error| match error.raw_os_error() {
-            // The host permits no such namespace; what is missing can be seen in `inspect --security`.
-            Some(libc::EPERM | libc::EACCES | libc::ENOSPC | libc::EUSERS | libc::EINVAL) => {
-                child::spawn(self.path, &with(fallback), log, Namespaces::None)
-            }
-            _ => Err(error),
-        })
+        spawn_caged(self.path, arguments, log)
     }
+}
+
+/// Starts a program that confines itself, with the namespaces that it cannot make later; `--cage` says who starts it.
+pub(crate) fn spawn_caged(program: &Path, arguments: &[String], log: BorrowedFd<'_>) -> io::Result<Child> {
+    let (start, namespaces, fallback) = match rustix::process::geteuid().is_root() {
+        true => (Start::Root, Namespaces::Pid, Start::Root),
+        false => (Start::User, Namespaces::User, Start::Bare),
+    };
+    let with = |start: Start| [arguments, &["--cage".to_owned(), start.name().to_owned()]].concat();
+    child::spawn(program, &with(start), log, namespaces).or_else(|error| match error.raw_os_error() {
+        // The host permits no such namespace; what is missing can be seen in `inspect --security`.
+        Some(libc::EPERM | libc::EACCES | libc::ENOSPC | libc::EUSERS | libc::EINVAL) => {
+            child::spawn(program, &with(fallback), log, Namespaces::None)
+        }
+        _ => Err(error),
+    })
 }
 
 /// A running VMM process, killed on drop.
@@ -249,6 +254,15 @@ impl Drop for VmProcess {
     fn drop(&mut self) {
         self.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Starts a program that makes the rest of its cage itself: where root does it, in a PID namespace.
+pub(crate) fn spawn_apart(program: &Path, arguments: &[String], log: BorrowedFd<'_>) -> io::Result<Child> {
+    match rustix::process::geteuid().is_root() {
+        true => child::spawn(program, arguments, log, Namespaces::Pid)
+            .or_else(|_| child::spawn(program, arguments, log, Namespaces::None)),
+        false => child::spawn(program, arguments, log, Namespaces::None),
     }
 }
 

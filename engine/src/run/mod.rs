@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use images::pull::PullOptions;
-use images::{ImageSource, Progress, Store, rootfs};
+use images::{ImageSource, Progress, Store};
 use rustix::fs::{Access, access};
 
 use crate::container::Container;
@@ -20,6 +20,7 @@ use crate::container::state::{State, now_ns};
 use crate::dirs::Dirs;
 use crate::error::RunError;
 use crate::events::{Event, emit};
+use crate::intake;
 use crate::isolation::{self, Isolation};
 use crate::keeper::protocol::{Reply, Request};
 use crate::keeper::spawn;
@@ -96,11 +97,11 @@ pub fn make(
     let mut network = isolation::network(options.isolation, options.network.clone())?;
     let store = Store::open(&dirs.data)?;
     trace.end("resolve");
-    let image = store.pull(&options.image, &options.pull, watcher.progress)?;
+    let image = intake::pull(&store, &options.image, &options.pull, watcher.progress)?;
     trace.end("pull");
     let id = ContainerId::random();
     let plan = Plan::new(&options.plan, &image.name, &image.process(), id.as_str())?;
-    let rootfs = rootfs::ensure_rootfs(&store, &image, watcher.progress)?;
+    let rootfs = intake::ensure_rootfs(&store, &image, watcher.progress)?;
     trace.end("rootfs");
     (watcher.ready)();
     // From here on there is something to clean up, so signals are read where that is done.

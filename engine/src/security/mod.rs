@@ -1,5 +1,6 @@
 //! What the process that runs a container's machine really holds, read from `/proc`: seen, not claimed.
 
+mod helpers;
 mod process;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,15 @@ pub enum SecurityError {
         source: std::io::Error,
     },
 }
+
+/// Names of the five capability sets, and in `/proc/PID/status`.
+const CAPABILITY_SETS: [(&str, &str); 5] = [
+    ("ambient", "CapAmb"),
+    ("bounding", "CapBnd"),
+    ("effective", "CapEff"),
+    ("inheritable", "CapInh"),
+    ("permitted", "CapPrm"),
+];
 
 /// All that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -69,7 +79,32 @@ pub struct Report {
     pub threads: Vec<Thread>,
     /// System calls that each role may make, as the VMM was built.
     pub calls: BTreeMap<String, Vec<String>>,
+    /// The processes beside it.
+    pub helpers: Vec<Helper>,
     /// Layers that this process lacks, in words. Empty where all is as it shall be.
+    pub missing: Vec<String>,
+}
+
+/// A process that works for the machine beside the VMM: the file server, the user-mode network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Helper {
+    /// What it is.
+    pub name: String,
+    /// Its process ID.
+    pub pid: u32,
+    /// Its user ID, as the host sees it.
+    pub uid: u32,
+    /// As in [`Report`].
+    pub namespaces: BTreeMap<String, bool>,
+    /// As in [`Report`].
+    pub capabilities: BTreeMap<String, String>,
+    /// It can never get more privileges.
+    pub no_new_privs: bool,
+    /// Its first thread has a system call filter.
+    pub filter: bool,
+    /// Number of names in its root directory: for the file server its shares.
+    pub root_entries: usize,
+    /// What it lacks, in words.
     pub missing: Vec<String>,
 }
 
@@ -124,6 +159,7 @@ pub fn inspect(record: &Record) -> Result<Report, SecurityError> {
             .insert(filter.role.to_owned(), filter.calls.iter().map(|&call| call.to_owned()).collect());
     }
     report.missing = missing(&report);
+    report.helpers = record.state.keeper.map(|keeper| helpers::look(keeper, pid)).unwrap_or_default();
     Ok(report)
 }
 

@@ -6,16 +6,9 @@ use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{OpenFile, Report, RootFile, SecurityError, Thread};
+use super::{CAPABILITY_SETS, OpenFile, Report, RootFile, SecurityError, Thread};
 
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
-const CAPABILITIES: [(&str, &str); 5] = [
-    ("ambient", "CapAmb"),
-    ("bounding", "CapBnd"),
-    ("effective", "CapEff"),
-    ("inheritable", "CapInh"),
-    ("permitted", "CapPrm"),
-];
 /// Entries that are shown of a directory, and lines of a file: the process may have been taken over.
 const MAX_ENTRIES: usize = 4096;
 /// Files and directories that are looked at below a root directory.
@@ -26,7 +19,7 @@ pub fn look(pid: u32) -> Result<Report, SecurityError> {
     let place = PathBuf::from(format!("/proc/{pid}"));
     let look = |what| move |source| SecurityError::Look { pid, what, source };
     let status = Status::read(&place.join("status")).map_err(look("read its status"))?;
-    let capabilities = CAPABILITIES.map(|(name, key)| (name.to_owned(), status.text(key)));
+    let capabilities = CAPABILITY_SETS.map(|(name, key)| (name.to_owned(), status.text(key)));
     Ok(Report {
         schema: "lighter.security.v1",
         container: String::new(),
@@ -50,19 +43,20 @@ pub fn look(pid: u32) -> Result<Report, SecurityError> {
             .map_err(look("read its cgroups"))?,
         threads: threads(&place).map_err(look("read its threads"))?,
         calls: BTreeMap::new(),
+        helpers: Vec::new(),
         missing: Vec::new(),
     })
 }
 
 /// `/proc/PID/status`
-struct Status(String);
+pub(super) struct Status(String);
 
 impl Status {
-    fn read(path: &Path) -> io::Result<Self> {
+    pub fn read(path: &Path) -> io::Result<Self> {
         fs::read_to_string(path).map(Self)
     }
 
-    fn text(&self, key: &str) -> String {
+    pub fn text(&self, key: &str) -> String {
         let of = |line: &str| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim().to_owned());
         self.0.lines().find_map(of).unwrap_or_default()
     }
@@ -71,12 +65,12 @@ impl Status {
         self.text(key).split_whitespace().filter_map(|word| word.parse().ok()).collect()
     }
 
-    fn first_number(&self, key: &str) -> u32 {
+    pub fn first_number(&self, key: &str) -> u32 {
         self.numbers(key).first().copied().unwrap_or_default()
     }
 }
 
-fn namespaces(place: &Path) -> io::Result<BTreeMap<String, bool>> {
+pub(super) fn namespaces(place: &Path) -> io::Result<BTreeMap<String, bool>> {
     let differs = |name: &str| -> io::Result<(String, bool)> {
         let theirs = fs::read_link(place.join("ns").join(name))?;
         let ours = fs::read_link(Path::new("/proc/self/ns").join(name))?;

@@ -10,14 +10,15 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use jailer::child::Child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -26,7 +27,7 @@ use shares::Plan;
 
 use super::VolumeError;
 use crate::keeper::spawn::inherited;
-use crate::process::{inherit, json_file, keep_private};
+use crate::process::{inherit, json_file, keep_private, spawn_apart};
 
 /// Name of the verb that it runs as.
 pub const VERB: &str = "share";
@@ -70,19 +71,18 @@ impl FileServer {
             inherit(fd).map_err(failed("let it inherit a descriptor"))?;
         }
         let log = File::create(log).map_err(failed("make its log"))?;
-        let child = Command::new("/proc/self/exe")
-            .arg(VERB)
-            .args(["--plan-fd", &plan.as_raw_fd().to_string()])
-            .args(["--socket-fd", &theirs.as_raw_fd().to_string()])
-            .args(["--status-fd", &status_child.as_raw_fd().to_string()])
-            .args(["--parent", &std::process::id().to_string()])
-            .env_clear()
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(failed("start it"))?;
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().to_string();
+        let parent = std::process::id().to_string();
+        let [plan_fd, socket_fd, status_fd] =
+            [plan.as_fd(), theirs.as_fd(), status_child.as_fd()].map(number);
+        let arguments = [
+            [VERB, "--plan-fd", &plan_fd, "--socket-fd", &socket_fd].as_slice(),
+            &["--status-fd", &status_fd, "--parent", &parent],
+        ]
+        .concat();
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        let child =
+            spawn_apart(Path::new("/proc/self/exe"), &arguments, log.as_fd()).map_err(failed("start it"))?;
         drop((theirs, status_child));
         let mut server = Self::watch(child, ours, lost)?;
         let mut text = String::new();
@@ -104,7 +104,7 @@ impl FileServer {
     ) -> Result<Self, VolumeError> {
         let failed = |error: io::Error| VolumeError::Server(format!("cannot watch it: {error}"));
         let pid = child.id();
-        let process = Pid::from_child(&child);
+        let process = Pid::from_raw(pid as i32).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let process = pidfd_open(process, PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
         let ending = Arc::new(AtomicBool::new(false));
         let expected = ending.clone();

@@ -2,13 +2,14 @@
 
 use std::str::FromStr;
 
+use engine::intake;
 use engine::verbs;
 use hyper::Method;
 use images::commit::CommitOptions;
 use images::pull::LoadFrom;
 use images::push::PushOptions;
 use images::save::ArchiveKind;
-use images::{Platform, Progress, PullOptions, Reference, Silent, Store, history, rootfs};
+use images::{Platform, Progress, PullOptions, Reference, Silent, Store, history};
 
 use super::archives::TAR;
 use super::create::{pull_options, registry_options, source};
@@ -164,9 +165,9 @@ fn pull(call: &mut Call) -> Result<Reply, Problem> {
     call.caller.disk_left()?;
     let store = store(call)?;
     let fetch = move |progress: &dyn Progress| {
-        let image = store.pull(&source, &options, progress)?;
+        let image = intake::pull(&store, &source, &options, progress)?;
         if wanted.unpack {
-            rootfs::ensure_rootfs(&store, &image, progress)?;
+            intake::ensure_rootfs(&store, &image, progress)?;
         }
         Ok::<_, Problem>(Image::from(&image))
     };
@@ -195,7 +196,7 @@ fn load(call: &mut Call) -> Result<Reply, Problem> {
     }
     let store = store(call)?;
     let upload = call.upload()?;
-    let loaded = store.load_archive(&LoadFrom::Stream("the body"), upload, &options, &Silent);
+    let loaded = intake::load(&store, &LoadFrom::Stream("the body"), upload, &options, &Silent);
     match (loaded, upload.broken.take()) {
         (Ok(loaded), _) => {
             Reply::json(&Loaded { names: loaded.iter().map(|image| familiar(&image.name)).collect() })

@@ -11,11 +11,14 @@ mod helper;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
 /// What a registry is given to know who asks.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Credentials {
     /// User and password.
     Basic {
@@ -87,15 +90,33 @@ pub enum CredentialError {
         /// How.
         reason: String,
     },
+    /// Whoever was asked for them could not say.
+    #[error("{0}")]
+    Asked(String),
 }
 
 /// Where to look for credentials.
 #[derive(Clone, Debug, Default)]
 pub struct Keychain {
+    /// Who is asked instead of the files.
+    pub owner: Option<Owner>,
     /// The files, the most important first. Those that do not exist are passed over.
     pub files: Vec<PathBuf>,
     /// Where credential helpers are looked for; `None` is `$PATH`.
     pub helper_path: Option<OsString>,
+}
+
+/// Somebody who knows credentials: another process, for one that may not look for itself.
+#[derive(Clone)]
+pub struct Owner(pub Arc<Ask>);
+
+/// Gives the credentials for a reference, or says in words why it cannot.
+pub type Ask = dyn Fn(&Reference) -> Result<Option<Credentials>, String> + Send + Sync;
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owner")
+    }
 }
 
 impl Keychain {
@@ -103,7 +124,7 @@ impl Keychain {
     pub fn from_env() -> Self {
         let dir = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(file) = dir("REGISTRY_AUTH_FILE") {
-            return Self { files: vec![file], helper_path: None };
+            return Self { files: vec![file], ..Self::default() };
         }
         let home = dir("HOME");
         let runtime = dir("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
@@ -114,11 +135,14 @@ impl Keychain {
             config.map(|dir| dir.join("containers/auth.json")),
             docker.map(|dir| dir.join("config.json")),
         ];
-        Self { files: files.into_iter().flatten().collect(), helper_path: None }
+        Self { files: files.into_iter().flatten().collect(), ..Self::default() }
     }
 
     /// The credentials for `reference`; `None` means to ask anonymously.
     pub fn find(&self, reference: &Reference) -> Result<Option<Credentials>, CredentialError> {
+        if let Some(Owner(ask)) = &self.owner {
+            return ask(reference).map_err(CredentialError::Asked);
+        }
         for path in &self.files {
             let Some(file) = file::AuthFile::load(path)? else { continue };
             if let Some(name) = file.helper(reference.registry()) {

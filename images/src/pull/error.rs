@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::manifest::ManifestError;
 use crate::registry::RegistryError;
 use crate::retry::Retryable;
@@ -62,9 +64,50 @@ pub enum PullError {
         /// Why.
         source: SignatureError,
     },
+    /// In the process that fetched it.
+    #[error("{text}")]
+    Elsewhere {
+        /// What sort of failure.
+        failure: Failure,
+        /// In words, with all causes.
+        text: String,
+    },
     /// Another layer failed first; never the error that is reported.
     #[error("given up because another layer failed")]
     Cancelled,
+}
+
+/// What sort of failure it was, for those who must not know more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// There is no such image.
+    Missing,
+    /// The registry or the network.
+    Registry,
+    /// What the image, the archive or the name is.
+    Unusable,
+    /// It is not signed as it must be.
+    Unsigned,
+    /// This host.
+    Host,
+}
+
+impl PullError {
+    /// What sort of failure it is.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Registry(RegistryError::NotFound { .. }) | Self::NotPresent { .. } => Failure::Missing,
+            Self::Registry(_) => Failure::Registry,
+            Self::Store(StoreError::NoSuchImage { .. }) => Failure::Missing,
+            Self::Store(StoreError::Manifest { .. } | StoreError::NotATag { .. }) => Failure::Unusable,
+            Self::Archive(_) | Self::Manifest { .. } | Self::Platform { .. } | Self::Directory { .. } => {
+                Failure::Unusable
+            }
+            Self::Signature { .. } => Failure::Unsigned,
+            Self::Elsewhere { failure, .. } => *failure,
+            Self::Store(_) | Self::Cancelled => Failure::Host,
+        }
+    }
 }
 
 impl Retryable for PullError {

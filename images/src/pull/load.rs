@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::archive::Archive;
 use super::docker::DockerArchive;
 use super::layout::Layout;
 use super::origin::Origin;
-use super::{ArchiveError, Job, PullError, PullOptions, Resolved};
+use super::{ArchiveError, Fetched, Job, PullError, PullOptions, Resolved};
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::progress::Progress;
@@ -34,6 +36,13 @@ struct Found {
     names: Vec<String>,
 }
 
+/// An image of an archive whose blobs are in the store, and what it shall be called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unnamed {
+    fetched: Fetched,
+    names: Vec<String>,
+}
+
 impl Store {
     /// Brings every image of an archive into the store: a docker-archive, or an OCI image layout. An image without a
     /// name is named by its ID. `stream` is read for [`LoadFrom::Stream`] only.
@@ -44,17 +53,44 @@ impl Store {
         options: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>, PullError> {
-        let lease = self.lease()?;
+        let _lease = self.lease()?;
+        let unnamed = self.fetch_archive(from, stream, options, progress)?;
+        self.adopt_archive(unnamed, options)
+    }
+
+    /// Brings the blobs of an archive into the store, as [`Store::fetch`] does.
+    pub fn fetch_archive(
+        &self,
+        from: &LoadFrom<'_>,
+        stream: &mut dyn Read,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Unnamed>, PullError> {
         let (found, origin) = match from {
             LoadFrom::Path(path) if path.is_dir() => from_layout(Layout::dir(path), options)?,
             LoadFrom::Path(path) => contents(Archive::open(path, self)?, options)?,
             LoadFrom::Stream(name) => contents(Archive::spool(&PathBuf::from(name), stream, self)?, options)?,
         };
+        let fetch = |Found { resolved, names }: Found| {
+            let name = names.first().map(String::as_str).unwrap_or_default();
+            let record = self.take(&Job { name, options, progress }, resolved, &*origin)?;
+            Ok(Unnamed { fetched: Fetched { record }, names })
+        };
+        found.into_iter().map(fetch).collect()
+    }
+
+    /// Checks what an archive brought, and gives it the names that the archive says: each a tag, or of the image's ID.
+    pub fn adopt_archive(
+        &self,
+        unnamed: Vec<Unnamed>,
+        options: &PullOptions,
+    ) -> Result<Vec<Image>, PullError> {
+        check_count(Path::new("the archive"), unnamed.iter().map(|unnamed| unnamed.names.len()).sum())?;
         let mut images = Vec::new();
-        for Found { resolved, names } in found {
+        for Unnamed { fetched: Fetched { record }, names } in unnamed {
             for name in names {
-                let job = Job { name: &name, options, progress };
-                images.push(self.take(&job, resolved.clone(), &*origin, &lease)?);
+                let name = reference(Path::new("the archive"), &name)?;
+                images.push(self.name(&name, options, record.clone())?);
             }
         }
         Ok(images)

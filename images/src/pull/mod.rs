@@ -1,11 +1,14 @@
 //! Pulling: from a source's text to an [`Image`] whose every blob is verified and in the store.
 //!
 //! ```text
+//!           fetch: hostile bytes, to be confined                       adopt
 //! registry ──► remote::Remote ──┐
 //! oci:, oci-archive: ► layout ──┼─► Resolved ─► origin::Transfer ─► blobs/ ─► refs/ ─► Image
 //! docker-archive: ► docker ─────┘
 //! dir: ──────────────────────────────────────────────────────────────────────────────► Image
 //! ```
+//!
+//! [`Store::pull`] does both in one process. `engine` fetches in a process of its own, which holds little.
 //!
 //! The name is written last: until then a crash leaves only blobs and partial blobs, which the next pull goes on with.
 
@@ -19,19 +22,20 @@ mod remote;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use error::{ArchiveError, PullError};
-pub use load::LoadFrom;
+pub use error::{ArchiveError, Failure, PullError};
+pub use load::{LoadFrom, Unnamed};
 use oci_spec::image::{Descriptor, ImageConfiguration};
 use origin::{Origin, Transfer};
 use remote::Remote;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::{Contents, Image};
 use crate::manifest::{self, MAX_CONFIG_BYTES, Manifest, ManifestError};
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
-use crate::reference::Reference;
-use crate::registry::{Access, Client, RegistryOptions};
+use crate::reference::{Reference, Version};
+use crate::registry::{Access, Client, RegistryError, RegistryOptions};
 use crate::retry::retried;
 use crate::signature::{self, PublicKey, SignatureError};
 use crate::source::ImageSource;
@@ -99,6 +103,21 @@ struct Resolved {
     remote: Digest,
 }
 
+/// What [`Store::fetch`] brought: believed by nobody before [`Store::adopt`] has looked at it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fetched {
+    record: Record,
+}
+
+/// What is here of an image before it is fetched.
+#[derive(Debug)]
+pub enum Present {
+    /// All that is wanted.
+    Image(Image),
+    /// It is to be fetched; what an earlier pull brought, if that helps.
+    Not(Option<Fetched>),
+}
+
 impl Store {
     /// Brings the image of `source` into the store, as far as `options` say and it is not there already.
     pub fn pull(
@@ -108,28 +127,124 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Image, PullError> {
         let source = source.clone().absolute();
+        let _lease = self.lease()?;
+        match self.present(&source, options)? {
+            Present::Image(image) => Ok(image),
+            Present::Not(known) => {
+                let fetched = self.fetch(&source, options, known, progress)?;
+                self.adopt(&source, options, fetched)
+            }
+        }
+    }
+
+    /// The image where nothing has to be fetched. `source` is absolute.
+    pub fn present(&self, source: &ImageSource, options: &PullOptions) -> Result<Present, PullError> {
         let name = source.to_string();
         let lease = self.lease()?;
         let unsigned = |source| Err(PullError::Signature { image: name.clone(), source });
         if options.signed_by.is_some() && source.path().is_some() {
             return unsigned(SignatureError::NoRegistry);
         }
-        if let ImageSource::Dir(path) = &source {
-            return directory(&name, path, lease);
+        if let ImageSource::Dir(path) = source {
+            return directory(&name, path, lease).map(Present::Image);
         }
         let stored = self.stored(&name, options, &lease)?;
         let is_checked = stored.is_none() || self.is_signed(&name, options)?;
         match (stored, options.policy) {
             (Some(_), PullPolicy::Never) if !is_checked => unsigned(SignatureError::NotChecked),
-            (Some(image), PullPolicy::Never) => Ok(image),
+            (Some((image, _)), PullPolicy::Never) => Ok(Present::Image(image)),
             (None, PullPolicy::Never) => Err(PullError::NotPresent { image: name }),
-            (Some(image), PullPolicy::Missing) if source.path().is_none() && is_checked => Ok(image),
-            (stored, _) => fetch(self, &source, options, progress, &lease, stored),
+            (Some((image, _)), PullPolicy::Missing) if source.path().is_none() && is_checked => {
+                Ok(Present::Image(image))
+            }
+            (Some((image, record)), _) if is_unchanged(source, options, &record) => Ok(Present::Image(image)),
+            (stored, _) => {
+                Ok(Present::Not(stored.filter(|_| is_checked).map(|(_, record)| Fetched { record })))
+            }
         }
     }
 
+    /// Brings every blob of `source`, which is absolute, into the store; gives it no name. What it works on is hostile:
+    /// `known` is what an earlier pull brought.
+    ///
+    /// The caller holds a [`Lease`].
+    pub fn fetch(
+        &self,
+        source: &ImageSource,
+        options: &PullOptions,
+        known: Option<Fetched>,
+        progress: &dyn Progress,
+    ) -> Result<Fetched, PullError> {
+        let name = source.to_string();
+        let job = Job { name: &name, options, progress };
+        progress.event(Event::Resolving { image: &name });
+        let record = match source {
+            ImageSource::Registry(reference) => from_registry(self, &job, reference, known)?,
+            ImageSource::OciDir { path, tag } => {
+                let layout = layout::Layout::dir(path);
+                let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
+                self.take(&job, resolved, &layout)?
+            }
+            ImageSource::OciArchive { path, tag } => {
+                let layout = layout::Layout::archive(archive::Archive::open(path, self)?);
+                let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
+                self.take(&job, resolved, &layout)?
+            }
+            ImageSource::DockerArchive { path, reference } => {
+                let mut archive = docker::DockerArchive::new(archive::Archive::open(path, self)?);
+                let resolved = archive.resolve(archive.choose(reference.as_ref())?)?;
+                self.take(&job, resolved, &archive)?
+            }
+            ImageSource::Dir(path) => {
+                return Err(PullError::Directory {
+                    path: path.clone(),
+                    source: std::io::ErrorKind::IsADirectory.into(),
+                });
+            }
+        };
+        Ok(Fetched { record })
+    }
+
+    /// Checks what was fetched for `source`, and gives it its name.
+    pub fn adopt(
+        &self,
+        source: &ImageSource,
+        options: &PullOptions,
+        fetched: Fetched,
+    ) -> Result<Image, PullError> {
+        let Fetched { record } = fetched;
+        if let ImageSource::Registry(reference) = source
+            && let Version::Digest(digest) = reference.version()
+            && *digest != record.remote
+        {
+            let (expected, actual) = (digest.clone(), record.remote);
+            let image = reference.familiar();
+            return Err(RegistryError::ManifestMismatch { image, expected, actual }.into());
+        }
+        self.name(&source.to_string(), options, record)
+    }
+
+    /// Gives `record` a name, if all of it is here and it is for the platform that is asked for.
+    fn name(&self, name: &str, options: &PullOptions, record: Record) -> Result<Image, PullError> {
+        let image = self.load(name, &record, self.lease()?)?;
+        let platform = platform_of(&image.config, &options.platform);
+        check_platform(name, &options.platform, &platform)?;
+        let checked = options.signed_by.as_ref().map(PublicKey::fingerprint);
+        let record = Record { platform: platform.to_string(), signed_by: checked, ..record };
+        self.refs.update(|names| {
+            names.images.insert(name.to_owned(), record);
+            Ok(())
+        })?;
+        Ok(image)
+    }
+
     /// The image if all of it is here for the platform that is asked for.
-    fn stored(&self, name: &str, options: &PullOptions, lease: &Lease) -> Result<Option<Image>, StoreError> {
+    fn stored(
+        &self,
+        name: &str,
+        options: &PullOptions,
+        lease: &Lease,
+    ) -> Result<Option<(Image, Record)>, StoreError> {
         let names = self.refs.load()?;
         let Some(record) = names.images.get(name) else { return Ok(None) };
         let platform = record.platform.parse::<Platform>();
@@ -137,7 +252,7 @@ impl Store {
             return Ok(None);
         }
         // What is damaged is pulled again.
-        Ok(self.load(name, record, lease.clone()).ok())
+        Ok(self.load(name, record, lease.clone()).ok().map(|image| (image, record.clone())))
     }
 
     /// Whether the signature that is asked for was checked when the image came.
@@ -147,14 +262,8 @@ impl Store {
         Ok(names.images.get(name).is_some_and(|record| record.signed_by == Some(key.fingerprint())))
     }
 
-    /// Fetches the blobs of `resolved` from `origin` and writes the name.
-    fn take(
-        &self,
-        job: &Job<'_>,
-        resolved: Resolved,
-        origin: &dyn Origin,
-        lease: &Lease,
-    ) -> Result<Image, PullError> {
+    /// Fetches the blobs of `resolved` from `origin`.
+    fn take(&self, job: &Job<'_>, resolved: Resolved, origin: &dyn Origin) -> Result<Record, PullError> {
         let Job { name, options, progress } = *job;
         let Resolved { manifest, digest, bytes, remote } = resolved;
         let refused = |source| PullError::Manifest { image: name.to_owned(), source };
@@ -174,13 +283,7 @@ impl Store {
         let config = self.blobs.read(&manifest.config.digest, MAX_CONFIG_BYTES)?;
         let (config, _) = manifest::parse_config(&config, manifest.layers.len()).map_err(refused)?;
         let platform = platform_of(&config, &options.platform);
-        if !matches(&options.platform, &platform) {
-            return Err(PullError::Platform {
-                image: name.to_owned(),
-                wanted: options.platform.to_string(),
-                available: platform.to_string(),
-            });
-        }
+        check_platform(name, &options.platform, &platform)?;
         let (layers, total) = (manifest.layers.len(), manifest.layer_bytes());
         progress.event(Event::Resolved { manifest: &digest, layers, bytes: total });
         Transfer { progress, ..transfer }.all(&manifest.layers)?;
@@ -188,13 +291,7 @@ impl Store {
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // Whoever asks for a signature has checked it by now.
         let signed_by = options.signed_by.as_ref().map(PublicKey::fingerprint);
-        let record =
-            Record { manifest: digest, platform: platform.to_string(), pulled_at, remote, signed_by };
-        self.refs.update(|names| {
-            names.images.insert(name.to_owned(), record.clone());
-            Ok(())
-        })?;
-        Ok(self.load(name, &record, lease.clone())?)
+        Ok(Record { manifest: digest, platform: platform.to_string(), pulled_at, remote, signed_by })
     }
 }
 
@@ -206,56 +303,21 @@ struct Job<'a> {
     progress: &'a dyn Progress,
 }
 
-fn fetch(
-    store: &Store,
-    source: &ImageSource,
-    options: &PullOptions,
-    progress: &dyn Progress,
-    lease: &Lease,
-    stored: Option<Image>,
-) -> Result<Image, PullError> {
-    let name = source.to_string();
-    let job = Job { name: &name, options, progress };
-    progress.event(Event::Resolving { image: &name });
-    match source {
-        ImageSource::Registry(reference) => from_registry(store, &job, reference, lease, stored),
-        ImageSource::OciDir { path, tag } => {
-            let layout = layout::Layout::dir(path);
-            let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
-            store.take(&job, resolved, &layout, lease)
-        }
-        ImageSource::OciArchive { path, tag } => {
-            let layout = layout::Layout::archive(archive::Archive::open(path, store)?);
-            let resolved = layout.resolve(tag.as_deref(), &options.platform)?;
-            store.take(&job, resolved, &layout, lease)
-        }
-        ImageSource::DockerArchive { path, reference } => {
-            let mut archive = docker::DockerArchive::new(archive::Archive::open(path, store)?);
-            let resolved = archive.resolve(archive.choose(reference.as_ref())?)?;
-            store.take(&job, resolved, &archive, lease)
-        }
-        ImageSource::Dir(path) => directory(&name, path, lease.clone()),
-    }
-}
-
 fn from_registry(
     store: &Store,
     job: &Job<'_>,
     reference: &Reference,
-    lease: &Lease,
-    stored: Option<Image>,
-) -> Result<Image, PullError> {
+    known: Option<Fetched>,
+) -> Result<Record, PullError> {
     let Job { options, progress, .. } = *job;
     let client = retried(options.registry.timing, "the connection", progress, || {
         Client::connect(reference, Access::Pull, &options.registry)
     })?;
     let remote = Remote { client: &client, reference, options, progress };
-    if let Some(image) = stored {
+    if let Some(Fetched { record }) = known {
         // Asking for the digest alone does not count against limits on pulls.
-        let known = store.refs.load()?.images.get(job.name).map(|record| record.remote.clone());
-        let is_checked = store.is_signed(job.name, options)?;
-        if known.is_some() && is_checked && remote.current()? == known {
-            return Ok(image);
+        if remote.current()?.as_ref() == Some(&record.remote) {
+            return Ok(record);
         }
     }
     let resolved = remote.resolve()?;
@@ -264,7 +326,7 @@ fn from_registry(
         let refused = |source| PullError::Signature { image: image(), source };
         signature::check(&client, &resolved.remote, key).map_err(refused)?;
     }
-    store.take(job, resolved, &client, lease)
+    store.take(job, resolved, &client)
 }
 
 /// An image without layers: the directory is the root filesystem, and nothing says what to run in it.
@@ -302,6 +364,24 @@ fn platform_of(config: &ImageConfiguration, wanted: &Platform) -> Platform {
 
 fn matches(wanted: &Platform, have: &Platform) -> bool {
     wanted.matches(&have.os, &have.architecture, have.variant.as_deref())
+}
+
+fn check_platform(image: &str, wanted: &Platform, have: &Platform) -> Result<(), PullError> {
+    match matches(wanted, have) {
+        true => Ok(()),
+        false => Err(PullError::Platform {
+            image: image.to_owned(),
+            wanted: wanted.to_string(),
+            available: have.to_string(),
+        }),
+    }
+}
+
+/// Whether a layout in a directory still says what `record` is of.
+fn is_unchanged(source: &ImageSource, options: &PullOptions, record: &Record) -> bool {
+    let ImageSource::OciDir { path, tag } = source else { return false };
+    let resolved = layout::Layout::dir(path).resolve(tag.as_deref(), &options.platform);
+    resolved.is_ok_and(|resolved| resolved.digest == record.manifest && resolved.remote == record.remote)
 }
 
 /// The entry of an index for `platform`.

@@ -132,12 +132,13 @@ impl Transfer<'_> {
     fn check_room(&self, blobs: &[&BlobRef]) -> Result<(), StoreError> {
         let missing = blobs.iter().filter(|blob| !self.store.blobs.has(&blob.digest, blob.size));
         let needed = missing.fold(0u64, |sum, blob| sum.saturating_add(blob.size));
-        let root = self.store.root();
+        // The root itself may be none of our business.
+        let root = &self.store.blobs.partial_dir();
         let space = rustix::fs::statvfs(root)
             .map_err(|error| StoreError::file("stat the disk of", root, error.into()))?;
         let available = space.f_bavail.saturating_mul(space.f_frsize);
         if needed > available {
-            return Err(StoreError::NoRoom { path: root.to_owned(), needed, available });
+            return Err(StoreError::NoRoom { path: root.clone(), needed, available });
         }
         Ok(())
     }

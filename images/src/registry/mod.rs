@@ -22,8 +22,10 @@ use std::time::Duration;
 
 use challenge::Challenge;
 pub use error::RegistryError;
+use serde::{Deserialize, Serialize};
 pub(crate) use upload::Upload;
 use ureq::http::{HeaderMap, Method, Response, Uri};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
 use crate::auth::{CredentialError, Credentials, Keychain};
@@ -54,6 +56,31 @@ pub struct RegistryOptions {
     pub certs_dirs: Vec<PathBuf>,
     /// When to give up.
     pub timing: Timing,
+    /// What [`RegistryOptions::prepare`] found.
+    pub prepared: Option<Prepared>,
+}
+
+/// Certificates for one registry, read beforehand.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    registry: String,
+    tls: TlsConfig,
+}
+
+impl RegistryOptions {
+    /// Reads everything that a connection to `registry` needs of this host, while it may be read.
+    pub fn prepare(&mut self, registry: &str) -> Result<(), RegistryError> {
+        let tls = tls::config(registry, &self.certs_dirs, self.tls_verify)?;
+        self.prepared = Some(Prepared { registry: registry.to_owned(), tls });
+        Ok(())
+    }
+
+    fn tls(&self, registry: &str) -> Result<TlsConfig, RegistryError> {
+        match &self.prepared {
+            Some(prepared) if prepared.registry == registry => Ok(prepared.tls.clone()),
+            _ => tls::config(registry, &self.certs_dirs, self.tls_verify),
+        }
+    }
 }
 
 impl Default for RegistryOptions {
@@ -63,12 +90,13 @@ impl Default for RegistryOptions {
             keychain: Keychain::from_env(),
             certs_dirs: tls::default_certs_dirs(),
             timing: Timing::default(),
+            prepared: None,
         }
     }
 }
 
 /// When to give up on a registry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Timing {
     /// For a connection, its TLS handshake included.
     pub connect: Duration,
@@ -182,7 +210,7 @@ impl Client {
         let registry = reference.registry().to_owned();
         let loopback = url::is_loopback(&registry);
         let host = url::endpoint(reference.registry());
-        let tls = tls::config(&registry, &options.certs_dirs, options.tls_verify)?;
+        let tls = options.tls(&registry)?;
         let timing = options.timing;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)

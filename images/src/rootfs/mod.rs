@@ -63,6 +63,9 @@ pub enum RootfsError {
         #[source]
         source: io::Error,
     },
+    /// The process that unpacked it failed.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The content store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -79,14 +82,28 @@ impl RootfsError {
 ///
 /// The path stays valid while `image` lives.
 pub fn ensure_rootfs(store: &Store, image: &Image, progress: &dyn Progress) -> Result<PathBuf, RootfsError> {
+    ensure_rootfs_by(store, image, progress, &|file, at, chain_id, layers| {
+        let sources = layers.iter().map(open_layer).collect::<Result<_, _>>()?;
+        build_from_layers(file, at, &image.name, chain_id, sources, &Limits::default(), progress)
+    })
+}
+
+/// Writes the root filesystem of layers, lowest first, to the empty file, which errors call by the path.
+pub type Build<'a> = dyn Fn(&mut File, &Path, &ChainId, &[Layer]) -> Result<(), RootfsError> + 'a;
+
+/// As [`ensure_rootfs`]; what has layers is built by `build`.
+pub fn ensure_rootfs_by(
+    store: &Store,
+    image: &Image,
+    progress: &dyn Progress,
+    build: &Build<'_>,
+) -> Result<PathBuf, RootfsError> {
     let dir = store.rootfs_dir();
     publish::sweep(&dir);
     match &image.contents {
         Contents::Layers { chain_id, layers } => {
             let path = dir.join(format!("{}-v{FORMAT_VERSION}.erofs", chain_id.0.hex()));
-            publish::build_once(&path, |file, at| {
-                build_from_layers(file, at, &image.name, chain_id, layers, &Limits::default(), progress)
-            })?;
+            publish::build_once(&path, |file, at| build(file, at, chain_id, layers))?;
             Ok(path)
         }
         Contents::Directory(source) => {
@@ -100,17 +117,16 @@ pub fn ensure_rootfs(store: &Store, image: &Image, progress: &dyn Progress) -> R
     }
 }
 
-/// Writes the root filesystem of `layers`, lowest first, to the empty `file`, which errors call `path`.
+/// Writes the root filesystem of `sources`, lowest layer first, to the empty `file`, which errors call `path`.
 pub fn build_from_layers(
     file: &mut File,
     path: &Path,
     image: &str,
     chain_id: &ChainId,
-    layers: &[Layer],
+    sources: Vec<unpack::Layer>,
     limits: &Limits,
     progress: &dyn Progress,
 ) -> Result<(), RootfsError> {
-    let sources = layers.iter().map(open_layer).collect::<Result<Vec<_>, _>>()?;
     let mut data = DataWriter::new(file);
     let mut told = 0;
     let mut tell = |position| {
@@ -128,7 +144,8 @@ pub fn build_from_layers(
     Ok(())
 }
 
-fn open_layer(layer: &Layer) -> Result<unpack::Layer, RootfsError> {
+/// A layer of the store, to be unpacked.
+pub fn open_layer(layer: &Layer) -> Result<unpack::Layer, RootfsError> {
     let file = File::open(layer.path())
         .map_err(|source| RootfsError::file("open the layer", layer.path(), source))?;
     Ok(unpack::Layer {

@@ -105,7 +105,8 @@ impl Store {
         Ok(names.images.iter().filter_map(|(name, record)| self.summary(name, record).ok()).collect())
     }
 
-    pub(crate) fn lease(&self) -> Result<Lease, StoreError> {
+    /// Keeps garbage collection away until it is dropped.
+    pub fn lease(&self) -> Result<Lease, StoreError> {
         Lease::acquire(&self.lock_path())
     }
 

@@ -13,7 +13,7 @@ use crate::fixture::{Fixture, Fresh};
 fn log_in(fresh: &mut Fresh, address: &str, entry: &str) {
     let path = fresh.dir.path().join("config.json");
     std::fs::write(&path, format!(r#"{{"auths":{{"{address}":{entry}}}}}"#)).unwrap();
-    fresh.options.registry.keychain = Keychain { files: vec![path], helper_path: None };
+    fresh.options.registry.keychain = Keychain { files: vec![path], ..Keychain::default() };
 }
 
 fn basic(pair: &str) -> String {

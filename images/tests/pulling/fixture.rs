@@ -157,6 +157,7 @@ impl Fresh {
             keychain: Keychain::default(),
             certs_dirs: Vec::new(),
             timing,
+            prepared: None,
         };
         let platform = "linux/amd64".parse().unwrap();
         let options = PullOptions { registry, platform, ..PullOptions::default() };

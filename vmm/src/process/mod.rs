@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use jailer::cage;
+use jailer::cage::{self, Cage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -65,7 +65,8 @@ fn run_vm(
     let config = read_config(config)?;
     if let Some(start) = args.cage {
         let given = opening::open(&config);
-        for missing in cage::enter(start, &given.sockets, &given.limits) {
+        let cage = Cage { start, given: given.sockets, network: false, limits: given.limits };
+        for missing in cage::enter(&cage) {
             eprintln!("lighter-vmm: {}", with_causes(&missing));
         }
     }

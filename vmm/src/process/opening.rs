@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use devices::held::hold;
 use devices::virtio::block::disk_options;
 use devices::virtio::vsock;
-use jailer::cage::Limits;
+use jailer::cage::{self, Limits};
 
 use crate::config::{PmemConfig, VmConfig, VsockConfig};
 use crate::emulation::detect;
@@ -29,7 +29,7 @@ const MIN_FILE_BYTES: u64 = 16 << 20;
 /// What there is besides open files.
 pub struct Given {
     /// Sockets on which the host waits for the guest's connections.
-    pub sockets: Vec<PathBuf>,
+    pub sockets: Vec<cage::Given>,
     /// What the VM can need.
     pub limits: Limits,
 }
@@ -66,7 +66,7 @@ pub fn open(config: &VmConfig) -> Given {
     }
     let private: u64 = pmem().filter(|pmem| pmem.read_only).map(size).sum();
     Given {
-        sockets: config.vsock.iter().flat_map(waiting).collect(),
+        sockets: config.vsock.iter().flat_map(waiting).map(cage::Given::Socket).collect(),
         limits: Limits {
             files: MAX_FILES,
             file_bytes: opened.largest,
