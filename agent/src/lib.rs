@@ -17,6 +17,7 @@ mod forward;
 pub mod network;
 mod power;
 pub mod process;
+mod read_ahead;
 pub mod resolver;
 pub mod session;
 mod slots;

@@ -12,7 +12,7 @@ pub mod mount;
 pub mod tool;
 
 /// Version of everything in this crate; both sides refuse another one.
-pub const PROTOCOL_VERSION: u8 = 7;
+pub const PROTOCOL_VERSION: u8 = 8;
 /// Guest port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
 /// Host port to which the agent connects once, after boot.

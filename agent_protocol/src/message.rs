@@ -12,7 +12,12 @@ use crate::tool::{Piece, ToolPlan};
 pub enum HostMessage {
     /// Mount the container's root and make everything else that is the same for each container of an image, and
     /// stop there: the machine can then become a template. Once per VM.
-    Prepare(RootPlan),
+    Prepare {
+        /// The root.
+        root: RootPlan,
+        /// What its containers will read.
+        read_ahead: ReadAhead,
+    },
     /// Prepare the machine, unless that was done, and run the container's main process. Once per VM.
     Start(Box<ContainerPlan>),
     /// Run one more process in the container. Once per session.
@@ -181,6 +186,15 @@ pub struct RootPlan {
     pub image_device: String,
     /// Block device with the writable layer, ext4. `None`: the root is read-only.
     pub writable_device: Option<String>,
+}
+
+/// Programs whose files are read before there is a container, so that they are in memory.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ReadAhead {
+    /// Programs, looked for as an `execvp` would.
+    pub programs: Vec<String>,
+    /// Where they are looked for, `PATH` of the image.
+    pub path: Option<String>,
 }
 
 /// The guest's interfaces and its files about names.

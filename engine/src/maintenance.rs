@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_protocol::AGENT_PORT;
-use agent_protocol::message::HostMessage;
+use agent_protocol::message::{HostMessage, ReadAhead};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::config::VmEvent;
 
@@ -62,7 +62,7 @@ impl Maintenance {
             program: machine.vmm(),
             config,
             interfaces,
-            root: Some(plan.root()),
+            root: Some((plan.root(), ReadAhead::default())),
             signals: &signals,
         };
         let vm = maker.bring_up()?;

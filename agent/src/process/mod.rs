@@ -2,7 +2,7 @@
 
 pub mod capabilities;
 pub mod identity;
-mod lookup;
+pub mod lookup;
 mod rlimits;
 mod spawn;
 pub mod stdio;

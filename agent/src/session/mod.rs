@@ -16,6 +16,7 @@ use rustix::process::Pid;
 
 use crate::failure::Failure;
 use crate::process::Process;
+use crate::read_ahead::read_ahead;
 use crate::{clock, tools};
 
 mod ward;
@@ -137,8 +138,9 @@ impl Session {
 
     fn execute(&mut self, message: HostMessage, container: &mut impl Ward) {
         match message {
-            HostMessage::Prepare(root) => match container.prepare(&root) {
+            HostMessage::Prepare { root, read_ahead: files } => match container.prepare(&root) {
                 Ok(()) => {
+                    read_ahead(&files);
                     // What is written now need not be written by every clone.
                     rustix::fs::sync();
                     self.send(&AgentMessage::Prepared);

@@ -8,7 +8,9 @@ pub mod resources;
 pub mod stop_signal;
 pub mod ulimit;
 
-use agent_protocol::message::{ContainerPlan, GuestLimits, NetworkPlan, ProcessPlan, RootPlan, TerminalSize};
+use agent_protocol::message::{
+    ContainerPlan, GuestLimits, NetworkPlan, ProcessPlan, ReadAhead, RootPlan, TerminalSize,
+};
 use oci_spec::image::Config;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,8 @@ pub(crate) const WRITABLE_DEVICE: &str = "/dev/vdc";
 const DEFAULT_STOP_SIGNAL: i32 = 15;
 /// Longest host name that Linux takes.
 const MAX_HOSTNAME: usize = 64;
+/// What people run to look around, in nearly every image.
+const SHELL: &str = "sh";
 
 /// The user's part of the plan, as options of `lighter run`.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +108,9 @@ pub struct Plan {
     pub stop_signal: i32,
     #[serde(default)]
     limits: GuestLimits,
+    /// By the image alone.
+    #[serde(default)]
+    read_ahead: ReadAhead,
 }
 
 impl Plan {
@@ -157,7 +164,19 @@ impl Plan {
             None => DEFAULT_STOP_SIGNAL,
             Some(text) => stop_signal::parse(text).ok_or_else(|| PlanError::StopSignal(text.to_owned()))?,
         };
-        Ok(Self { process, hostname, read_only: options.read_only, stop_signal, limits: options.limits })
+        let first = |words: &Option<Vec<String>>| words.iter().flatten().next().cloned();
+        let own = [first(config.entrypoint()), first(config.cmd())].into_iter().flatten();
+        let path = config.env().iter().flatten().find_map(|entry| entry.strip_prefix("PATH="));
+        let read_ahead =
+            ReadAhead { programs: own.chain([SHELL.to_owned()]).collect(), path: path.map(str::to_owned) };
+        Ok(Self {
+            process,
+            hostname,
+            read_only: options.read_only,
+            stop_signal,
+            limits: options.limits,
+            read_ahead,
+        })
     }
 
     /// Gives the host another name if it is called `old`, as one without a name of its own is.
@@ -178,6 +197,11 @@ impl Plan {
             image_device: IMAGE_DEVICE.to_owned(),
             writable_device: self.writable().then(|| WRITABLE_DEVICE.to_owned()),
         }
+    }
+
+    /// What containers of the image are likely to run, for its template.
+    pub fn read_ahead(&self) -> &ReadAhead {
+        &self.read_ahead
     }
 
     /// It keeps every capability that there is.

@@ -111,7 +111,7 @@ impl Warmer<'_> {
                 .take_media_out(&mut config, &container)
                 .map_err(|error| host("make the template's empty drives")(error.into()))?;
         }
-        let root = (level == Level::Image).then(|| plan.root());
+        let root = (level == Level::Image).then(|| (plan.root(), plan.read_ahead().clone()));
         Maker { container: &container, program: machine.vmm(), config, interfaces, root, signals }
             .make(store, key)
     }

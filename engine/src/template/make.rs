@@ -13,7 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_protocol::message::{AgentMessage, HostMessage, RootPlan};
+use agent_protocol::message::{AgentMessage, HostMessage, ReadAhead, RootPlan};
 use agent_protocol::{AGENT_PORT, HOST_PORT, PROTOCOL_VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -74,7 +74,7 @@ pub struct Maker<'a> {
     /// Its network interfaces, which lead nowhere.
     pub interfaces: Vec<Interface>,
     /// What the agent mounts; nothing in the template of a machine.
-    pub root: Option<RootPlan>,
+    pub root: Option<(RootPlan, ReadAhead)>,
     /// Ends the making.
     pub signals: &'a Signals,
 }
@@ -127,7 +127,7 @@ impl Maker<'_> {
         let mut control = Client::connect(&self.container.control(), SAVE_TIMEOUT)?;
         control.ask(&Request::Pause)?;
         control.ask(&Request::snapshot(snapshot(directory)))?;
-        if self.root.as_ref().is_some_and(|root| root.writable_device.is_some()) {
+        if self.root.as_ref().is_some_and(|(root, _)| root.writable_device.is_some()) {
             copy_sparse(&self.container.disk(), &layer(directory))
                 .map_err(keep("copy the writable layer"))?;
         }
@@ -222,7 +222,10 @@ impl Maker<'_> {
         for message in messages {
             match message {
                 AgentMessage::Hello { protocol, .. } if protocol == PROTOCOL_VERSION => match &self.root {
-                    Some(root) => link.send(&HostMessage::Prepare(root.clone())).map_err(broken)?,
+                    Some((root, read_ahead)) => {
+                        let (root, read_ahead) = (root.clone(), read_ahead.clone());
+                        link.send(&HostMessage::Prepare { root, read_ahead }).map_err(broken)?;
+                    }
                     None => return Ok(true),
                 },
                 AgentMessage::Prepared => return Ok(true),
