@@ -62,7 +62,7 @@ impl Decoys {
         let path = |name| self.path(name).to_str().unwrap().to_owned();
         let pid = self.victim.id();
         match name {
-            "read-file" | "write-file" => path("secret"),
+            "read-file" | "write-file" | "ring-open" => path("secret"),
             "make-file" => path("new"),
             "ptrace" | "signal" => pid.to_string(),
             "read-memory" | "vm-readv" => {

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|kernel|check|clients|bench`.
+//! Developer commands: `cargo xtask demo|test|kernel|check|clients|bench|fuzz`.
 //!
 //! Each subcommand is one module; this file only names them.
 
@@ -10,6 +10,7 @@ mod demo;
 mod dependencies;
 mod deps;
 mod distribution_kernel;
+mod fuzz;
 mod kernel;
 mod lessons;
 mod schemathesis;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::TestArgs),
     /// Measure lighter beside a peer.
     Bench(bench::BenchArgs),
+    /// Fuzz every target with coverage, in turn, when nobody else wants the processor.
+    Fuzz(fuzz::FuzzArgs),
     /// Run clients of Firecracker's API against lighter's VMM (fetches them).
     Clients,
     /// Check formatting, lints and which crate may know which.
@@ -47,6 +50,7 @@ fn main() -> std::process::ExitCode {
         Command::Kernel(args) => kernel::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Clients => clients::run(),
         Command::Check => check::run(),
     };

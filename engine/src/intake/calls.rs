@@ -13,12 +13,16 @@ pub(super) struct Calls {
     role: &'static str,
     lists: &'static [&'static [libc::c_long]],
     network: bool,
+    /// Calls that fail and do nothing else: libraries do without.
+    absent: &'static [libc::c_long],
 }
 
 /// Reads layers that are open, writes a file that is open.
-pub(super) const UNPACK: Calls = Calls { role: "unpack", lists: &[OWN], network: false };
+pub(super) const UNPACK: Calls =
+    Calls { role: "unpack", lists: &[OWN], network: false, absent: &[libc::SYS_clone3, libc::SYS_openat] };
 /// Makes files in the store, and talks to a registry.
-pub(super) const FETCH: Calls = Calls { role: "fetch", lists: &[OWN, NAMED, NETWORK], network: true };
+pub(super) const FETCH: Calls =
+    Calls { role: "fetch", lists: &[OWN, NAMED, NETWORK], network: true, absent: &[libc::SYS_clone3] };
 
 /// Memory, threads, time and open files.
 const OWN: &[libc::c_long] = &[
@@ -128,12 +132,16 @@ impl Calls {
         use SeccompCmpOp::{Eq, MaskedEq};
         let no_code = || is(2, MaskedEq(libc::PROT_EXEC as u64), 0);
         let own_pid = u64::from(std::process::id());
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-            self.lists.iter().flat_map(|list| list.iter()).map(|&call| (call, Vec::new())).collect();
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = self
+            .lists
+            .iter()
+            .chain([&self.absent])
+            .flat_map(|list| list.iter())
+            .map(|&call| (call, Vec::new()))
+            .collect();
         rules.insert(libc::SYS_mmap, vec![no_code()?]);
         rules.insert(libc::SYS_mprotect, vec![no_code()?]);
         rules.insert(libc::SYS_clone, vec![is(0, MaskedEq(CLONE_MASK), libc::CLONE_THREAD as u64)?]);
-        rules.insert(libc::SYS_clone3, Vec::new());
         rules.insert(libc::SYS_prctl, vec![is(0, Eq, libc::PR_SET_NAME as u64)?]);
         // What the limits are, not to set them.
         let no_new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, Eq, 0).map_err(io::Error::other)?;
@@ -145,13 +153,15 @@ impl Calls {
         compile(rules, SeccompAction::Trap, SeccompAction::Allow)
     }
 
-    /// What the C library can do without: clone3, whose flags a filter cannot see, and sockets that are not of IP.
+    /// What libraries can do without: clone3, whose flags a filter cannot see; files that tell the number of
+    /// processors; and sockets that are not of IP.
     fn missing(&self) -> io::Result<BpfProgram> {
         let rule = SeccompRule::new(vec![
             condition(0, SeccompCmpOp::Ne, libc::AF_INET as u64)?,
             condition(0, SeccompCmpOp::Ne, libc::AF_INET6 as u64)?,
         ]);
-        let mut rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+            self.absent.iter().map(|&call| (call, Vec::new())).collect();
         if self.network {
             rules.insert(libc::SYS_socket, vec![rule.map_err(io::Error::other)?]);
         }

@@ -165,14 +165,17 @@ impl Block {
         };
         used.copy_from_slice(bytes);
         let (file, size) = open_disk(&config.path, config.read_only)?;
+        // Before the process loses the right to make one.
+        let (mut engine, mut failure) = (config.engine, None);
+        let ring = open_ring(&mut engine, &file, &mut failure);
         Ok(Self {
-            ring: None,
+            ring,
             ring_changed: false,
             backend: Backend { mapped: MappedDisk::open(&file, size), file, serial },
             disk: Disk { capacity_sectors: size / SECTOR_SIZE, read_only: config.read_only },
-            engine: config.engine,
+            engine,
             limiter: RateLimiter::new(&config.limits).map_err(BlockError::Timer)?,
-            failure: None,
+            failure,
             medium_is_new: false,
             active: None,
         })
@@ -512,21 +515,25 @@ impl Executor<'_> {
         unsafe { ring.start(request) }.err()
     }
 
-    /// The ring, made when it is first needed; `None` where the host does not permit it.
+    /// The ring, made anew for a new medium; `None` where the host does not permit it.
     fn ring(&mut self) -> Option<&mut Uring> {
         if self.ring.is_none() {
-            match Uring::open(&self.backend.file) {
-                Ok(ring) => {
-                    *self.ring = Some(ring);
-                    *self.ring_changed = true;
-                }
-                Err(error) => {
-                    *self.engine = BlockEngine::Sync;
-                    *self.failure =
-                        Some(format!("no io_uring here, requests are executed one by one: {error}"));
-                }
-            }
+            *self.ring = open_ring(self.engine, &self.backend.file, self.failure);
+            *self.ring_changed = self.ring.is_some();
         }
         self.ring.as_mut()
+    }
+}
+
+/// A ring for `file` if `engine` wants one; where the host does not permit it, `engine` does without and `failure` says
+/// so.
+fn open_ring(engine: &mut BlockEngine, file: &File, failure: &mut Option<String>) -> Option<Uring> {
+    match (*engine == BlockEngine::IoUring).then(|| Uring::open(file))? {
+        Ok(ring) => Some(ring),
+        Err(error) => {
+            *engine = BlockEngine::Sync;
+            *failure = Some(format!("no io_uring here, requests are executed one by one: {error}"));
+            None
+        }
     }
 }
