@@ -12,6 +12,7 @@ pub mod commit;
 pub mod digest;
 pub mod erofs;
 pub mod ext4;
+pub mod fetch;
 pub mod healthcheck;
 pub mod history;
 pub mod image;

@@ -10,6 +10,7 @@
 //! and on the second directory itself, so installations that share only one of the two never take each other's
 //! containers for dead.
 
+pub mod cache;
 pub mod health;
 pub mod id;
 pub mod leftover;

@@ -1,6 +1,6 @@
 //! Containers as files: `spec.json`, `state.json` and `name` in each one's data directory.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -14,6 +14,8 @@ use crate::dirs::Dirs;
 
 /// Largest file of these that is read.
 const MAX_FILE: u64 = 4 << 20;
+/// As large as these files are but for the strangest.
+const SMALL_FILE: usize = 16 << 10;
 
 /// A container as its files describe it.
 #[derive(Clone, Debug, Serialize)]
@@ -78,28 +80,41 @@ pub fn find(dirs: &Dirs, text: &str) -> Result<Record, FindError> {
 
 /// The container `id`.
 pub fn read(dirs: &Dirs, id: &str) -> io::Result<Record> {
+    read_with_size(dirs, id).map(|(record, _)| record)
+}
+
+/// The container `id`, and the bytes of its files.
+pub(super) fn read_with_size(dirs: &Dirs, id: &str) -> io::Result<(Record, u64)> {
     let data = Table::data(dirs).join(id);
-    let spec: ContainerSpec = read_json(&data.join("spec.json"))?;
+    let spec_file = read_file(&data.join("spec.json"))?;
+    let spec: ContainerSpec = serde_json::from_slice(&spec_file)?;
     if spec.schema != SCHEMA {
         return Err(io::Error::new(io::ErrorKind::Unsupported, format!("its format is {:?}", spec.schema)));
     }
-    let name = std::fs::read_to_string(data.join("name"))?;
-    let state = read_json(&data.join("state.json"))?;
-    Ok(Record { name, spec, state, data, run: Table::run(dirs).join(id) })
+    let name = read_name(&data)?;
+    let state_file = read_file(&data.join("state.json"))?;
+    let state = serde_json::from_slice(&state_file)?;
+    let bytes = (spec_file.len() + name.len() + state_file.len()) as u64;
+    Ok((Record { name, spec, state, data, run: Table::run(dirs).join(id) }, bytes))
+}
+
+/// The state of the container whose data directory is `data`.
+pub(super) fn read_state(data: &Path) -> io::Result<State> {
+    read_json(&data.join("state.json"))
 }
 
 /// The container `id`, which was described and whose keeper has not written a state yet.
 pub fn placeholder(dirs: &Dirs, id: &ContainerId) -> io::Result<Record> {
     let data = Table::data(dirs).join(id.as_str());
     let spec = read_json(&data.join("spec.json"))?;
-    let name = std::fs::read_to_string(data.join("name"))?;
+    let name = read_name(&data)?;
     Ok(Record { name, spec, state: State::default(), data, run: Table::run(dirs).join(id.as_str()) })
 }
 
 /// Name, specification and state of a container of ours. One that was never started has no state yet.
 pub fn load(container: &Container) -> Result<(String, ContainerSpec, State), ContainerError> {
     let data = container.data();
-    let name = std::fs::read_to_string(data.join("name")).map_err(file("read the name of", data))?;
+    let name = read_name(data).map_err(file("read the name of", data))?;
     let spec = read_json(&data.join("spec.json")).map_err(file("read the specification of", data))?;
     let state = match read_json(&data.join("state.json")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
@@ -122,7 +137,7 @@ pub(super) fn names(dirs: &Dirs) -> Vec<(String, String)> {
     entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
+            let name = read_name(&entry.path()).ok()?;
             Some((entry.file_name().into_string().ok()?, name))
         })
         .collect()
@@ -175,8 +190,22 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(serde_json::from_slice(&read_file(path)?)?)
+}
+
+fn read_name(data: &Path) -> io::Result<String> {
+    String::from_utf8(read_file(&data.join("name"))?).map_err(io::Error::other)
+}
+
+/// At most [`MAX_FILE`] bytes of a file; a small one, as they all are, in one read.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let mut start = [0; SMALL_FILE];
+    // A regular file gives fewer bytes than were asked for at its end only.
+    let count = file.read(&mut start)?;
+    let mut bytes = start[..count].to_vec();
+    if count == SMALL_FILE {
+        file.take(MAX_FILE - count as u64).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }

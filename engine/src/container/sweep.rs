@@ -32,6 +32,10 @@ pub fn sweep(dirs: &Dirs) -> Result<usize, ContainerError> {
         }
     });
     each(&Table::data(dirs), |path| {
+        // Of most, this small file tells that there is nothing to do.
+        if record::read_state(path).is_ok_and(|state| !state.status.is_live()) {
+            return;
+        }
         let record = path.file_name().and_then(|id| record::read(dirs, id.to_str()?).ok());
         if record.as_ref().is_some_and(|record| !record.state.status.is_live()) {
             return;

@@ -4,6 +4,7 @@
 //! Words are split as in a Dockerfile: double quotes, single quotes, backslashes, `$NAME` and `${NAME}` from the
 //! image's environment.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
@@ -55,6 +56,12 @@ enum Instruction {
     User,
     Volume,
     WorkDir,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", format!("{:?}", self.instruction).to_ascii_uppercase(), self.arguments)
+    }
 }
 
 impl FromStr for Change {

@@ -10,7 +10,7 @@
 
 mod challenge;
 mod error;
-mod tls;
+pub(crate) mod tls;
 mod token;
 mod upload;
 mod url;

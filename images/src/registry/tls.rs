@@ -32,9 +32,17 @@ pub(super) fn config(
             builder = builder.client_cert(own.client);
         }
     }
-    // On a host without certificates the ones compiled in (Mozilla's list) are better than none.
-    let roots = if roots.is_empty() { RootCerts::WebPki } else { RootCerts::new_with_certs(&roots) };
-    Ok(builder.root_certs(roots).build())
+    Ok(builder.root_certs(self::roots(roots)).build())
+}
+
+/// The TLS configuration for what is no registry.
+pub(crate) fn of_host() -> TlsConfig {
+    TlsConfig::builder().root_certs(roots(host_roots())).build()
+}
+
+/// On a host without certificates the ones compiled in (Mozilla's list) are better than none.
+fn roots(found: Vec<Certificate<'static>>) -> RootCerts {
+    if found.is_empty() { RootCerts::WebPki } else { RootCerts::new_with_certs(&found) }
 }
 
 /// The certificate authorities of the host (`SSL_CERT_FILE`, `SSL_CERT_DIR` or the distribution's bundle).
