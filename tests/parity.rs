@@ -1,6 +1,7 @@
 //! The same cases in a VM and in a container, and what both show must be the same; see docs/parity.md for what differs.
 //! Beside that, what a container without a VM has of its own: every namespace, and nothing left of it.
 
+use std::io::Read as _;
 use std::process::{Command, ExitCode, Output};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         test("a_container_has_every_namespace_and_is_confined", CONTAINER, confined),
         test("a_container_holds_its_limits", CONTAINER, limits),
         test("exec_logs_pause_stop_and_start_serve_all", CONTAINER, life),
+        test("a_flood_of_output_is_whole_for_slow_readers_and_in_the_log", CONTAINER, flood),
         test("volumes_and_directories_of_the_host_are_there_with_their_owners", CONTAINER, volumes),
         test("files_are_copied_compared_exported_and_committed_with_their_owners", CONTAINER, files),
         test("containers_find_each_other_by_name", CONTAINER, names),
@@ -234,6 +236,42 @@ fn life() -> anyhow::Result<()> {
 }
 
 /// A file that the container's root makes belongs to root on the host, and the other way round.
+/// A process that writes as fast as the host lets it, a caller that is slow to read, and who follows the log.
+fn flood() -> anyhow::Result<()> {
+    const LAST: &str = "10000000";
+    let lighter = Installation::new()?;
+    let expected = Command::new("seq").arg(LAST).output()?.stdout;
+    let first = ["run", "--name", "flood", "--isolation", "container", "--network", "none"];
+    let image = busybox_reference()?;
+    let command = first.into_iter().chain(["--log-opt", "max-size=1g", &image, "seq", LAST]);
+    let begin = Instant::now();
+    let mut caller = lighter.command(command).spawn()?;
+    let mut stdout = caller.stdout.take().context("no stdout")?;
+    let slow = std::thread::spawn(move || -> anyhow::Result<Vec<u8>> {
+        let (mut read, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+        loop {
+            match stdout.read(&mut buffer)? {
+                0 => return Ok(read),
+                count => read.extend(buffer.iter().take(count)),
+            }
+            if read.len() < 4 << 20 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    while lighter.output(["logs", "flood"])?.stdout.is_empty() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let followed = lighter.stdout(["logs", "-f", "flood"])?;
+    let read = slow.join().ok().context("the reader panicked")??;
+    ensure!(caller.wait()?.success());
+    println!("{} MB in {:?}", expected.len() / 1_000_000, begin.elapsed());
+    ensure!(read == expected, "the caller read {} of {} bytes", read.len(), expected.len());
+    ensure!(followed.as_bytes() == expected, "{} of {} bytes followed", followed.len(), expected.len());
+    ensure!(lighter.stdout(["logs", "flood"])?.as_bytes() == expected, "the log lacks something");
+    lighter.stdout(["rm", "flood"]).map(drop)
+}
+
 fn volumes() -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     let directory = tempfile::tempdir()?;

@@ -130,6 +130,14 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_their_number_and_themselves_on_the_wire() {
+        let wire = frame(&AgentMessage::Stdout(vec![9; 300]));
+        // Length of the frame, version, number of the variant, length of the bytes in sevens of bits.
+        let head = [48, 1, 0, 0, PROTOCOL_VERSION, 4, 0xac, 2];
+        assert_eq!((&wire[..8], &wire[8..]), (&head[..], &[9; 300][..]));
+    }
+
+    #[test]
     fn another_version_is_named_before_the_frame_is_whole() {
         let mut decoder = Decoder::default();
         decoder.push(&[200, 0, 0, 0, PROTOCOL_VERSION + 1]);

@@ -23,7 +23,7 @@ pub enum HostMessage {
     /// Run one more process in the container. Once per session.
     Exec(Box<ProcessPlan>),
     /// Bytes for the process's stdin, at most [`crate::MAX_CHUNK`].
-    Stdin(Vec<u8>),
+    Stdin(#[serde(with = "serde_bytes")] Vec<u8>),
     /// End of stdin.
     StdinEof,
     /// Send this signal number to the process.
@@ -97,9 +97,9 @@ pub enum AgentMessage {
         message: String,
     },
     /// Bytes from stdout, in order.
-    Stdout(Vec<u8>),
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Bytes from stderr, in order.
-    Stderr(Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// So many more bytes of stdin may be sent.
     StdinCredit(u32),
     /// The process ended and all its output was sent before this.

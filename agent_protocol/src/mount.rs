@@ -48,6 +48,7 @@ pub struct Secret {
     /// Its name, without a slash.
     pub name: String,
     /// What it holds.
+    #[serde(with = "serde_bytes")]
     pub content: Vec<u8>,
 }
 

@@ -40,6 +40,7 @@ pub fn logs(dirs: &Dirs, args: &LogsArgs) -> anyhow::Result<()> {
     }
     loop {
         while let Some(entry) = reader.next_record().context("cannot read the log")? {
+            printer.tell_lost(reader.take_lost())?;
             if (since..until).contains(&entry.time_ns) {
                 printer.print(&entry)?;
             }
@@ -133,6 +134,19 @@ impl<'a> Printer<'a> {
             out.write_all(line).context(broken)?;
             *at_start = line.ends_with(b"\n");
         }
+        Ok(())
+    }
+
+    /// Whoever reads more slowly than is written, and falls back by more than is kept, is told where.
+    fn tell_lost(&mut self, files: u64) -> anyhow::Result<()> {
+        if files == 0 {
+            return Ok(());
+        }
+        self.flush()?;
+        eprintln!(
+            "lighter: {files} files of the log were rotated away here before they were read; \
+             start the container with a larger --log-opt max-size or max-file to keep more"
+        );
         Ok(())
     }
 

@@ -60,6 +60,9 @@ pub fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "lighter: note: {text}");
 }
 
+/// What the kernel says of a full disk.
+const DISK_FULL: &str = "No space left on device";
+
 /// Why something did not work, on stderr.
 pub fn problem(text: &str) {
     let _ = writeln!(std::io::stderr(), "lighter: {text}");
@@ -74,6 +77,10 @@ pub fn error_text(error: &anyhow::Error) -> String {
         if !text.contains(&cause) {
             let _ = write!(text, "{}{cause}", if text.is_empty() { "" } else { ": " });
         }
+    }
+    // Any verb that writes may meet it, and the way out is the same for all.
+    if text.contains(DISK_FULL) && !text.contains("free some") {
+        text += "; free some (`lighter system df` shows what takes it, `lighter system prune` helps) or use another --root";
     }
     text
 }
@@ -100,6 +107,17 @@ pub fn human_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_once_with_what_helps() {
+        let full = || anyhow::Error::from(std::io::Error::from_raw_os_error(28));
+        let text = error_text(&full().context("cannot write /x"));
+        assert!(
+            text.starts_with("cannot write /x: No space left") && text.contains("system prune"),
+            "{text}"
+        );
+        assert_eq!(error_text(&full().context("free some")).matches("free some").count(), 1);
+    }
 
     #[test]
     fn sizes_are_short() {

@@ -71,7 +71,14 @@ fn append(dirs: &Dirs, event: &Event) -> io::Result<()> {
         std::fs::rename(&path, old_path(dirs))?;
     }
     // One write to a file opened for appending: a crash tears nothing of others.
-    OpenOptions::new().append(true).create(true).open(&path)?.write_all(&line)
+    let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
+    let whole = file.metadata()?.len();
+    let written = file.write_all(&line);
+    if written.is_err() {
+        // The disk is full: half a line would swallow the next one.
+        let _ = file.set_len(whole);
+    }
+    written
 }
 
 /// Reads events in order, and those that come.

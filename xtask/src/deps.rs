@@ -53,6 +53,9 @@ pub const TEST: &[Dependency] = &[
     dep("openssl", "openssl"),
 ];
 
+/// What the engine's benchmark needs beside the demo.
+pub const BENCH_ENGINE: &[Dependency] = &[dep("sshd", "openssh-server"), dep("ssh", "openssh-client")];
+
 /// What the benchmarks need beside the tests'.
 pub const BENCH: &[Dependency] = &[dep("qemu-system-x86_64", "qemu-system-x86")];
 

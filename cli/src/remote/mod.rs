@@ -1,6 +1,7 @@
 //! Verbs over the API of a server, `--host unix://PATH`. What has no meaning there, or is not offered, is refused.
 
 mod create;
+#[path = "session.rs"]
 mod exec;
 
 use std::io::{Read as _, Write as _};

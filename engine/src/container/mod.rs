@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::dirs::Dirs;
 use crate::lock::Lock;
 use id::ContainerId;
-use record::write_json;
+use record::{rewrite_json, write_json};
 use spec::ContainerSpec;
 use state::State;
 
@@ -162,7 +162,7 @@ impl Container {
     /// Notes what has become of it.
     pub fn save(&self, state: &State) -> Result<(), ContainerError> {
         let path = self.data.join("state.json");
-        write_json(&path, state).map_err(file("write", &path))
+        rewrite_json(&path, state).map_err(file("write", &path))
     }
 
     /// Removes it with everything in it on drop.

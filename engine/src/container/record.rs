@@ -16,6 +16,8 @@ use crate::dirs::Dirs;
 const MAX_FILE: u64 = 4 << 20;
 /// As large as these files are but for the strangest.
 const SMALL_FILE: usize = 16 << 10;
+/// Bytes kept for a state on a full disk: more than one has.
+const SPARE: usize = 4096;
 
 /// A container as its files describe it.
 #[derive(Clone, Debug, Serialize)]
@@ -187,6 +189,29 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut file = std::fs::File::create(&partial)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     std::fs::rename(partial, path)
+}
+
+/// As [`write_json`], for a file that is written again and again: a spare file keeps room for one more version, so that
+/// how a container ended can be noted on a full disk too.
+pub fn rewrite_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let spare = path.with_extension("json.spare");
+    match write_json(path, value) {
+        Ok(()) => {
+            if !spare.exists() {
+                // Only a full disk needs it, and a disk that is full already has no room for it.
+                let _ = std::fs::write(&spare, [b' '; SPARE]);
+            }
+            Ok(())
+        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let bytes = serde_json::to_vec(value)?;
+            let mut file = std::fs::File::options().write(true).open(&spare).map_err(|_| error)?;
+            file.write_all(&bytes)?;
+            file.set_len(bytes.len() as u64)?;
+            std::fs::rename(spare, path)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

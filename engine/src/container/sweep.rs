@@ -43,7 +43,7 @@ pub fn sweep(dirs: &Dirs) -> Result<usize, ContainerError> {
         let Ok(Some(_lock)) = Lock::try_acquire_dir(path) else { return };
         match record {
             Some(record) if !record.spec.lifetime.remove => {
-                let _ = record::write_json(&path.join("state.json"), &lost(record.state));
+                let _ = record::rewrite_json(&path.join("state.json"), &lost(record.state));
             }
             // Damaged files are somebody's data all the same.
             None if path.join("state.json").exists() => {}

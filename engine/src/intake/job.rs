@@ -79,6 +79,11 @@ impl Options {
         }
     }
 
+    /// For a process that fetches nothing.
+    pub fn none() -> Self {
+        Self { variables: Vec::new(), ..Self::of(&PullOptions::default()) }
+    }
+
     /// The same, without any way to credentials.
     pub fn into_pull(self) -> PullOptions {
         let Self { platform, parallel, signed_by, tls_verify, certs_dirs, timing, .. } = self;
@@ -91,12 +96,6 @@ impl Options {
             prepared: None,
         };
         options
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { variables: Vec::new(), ..Self::of(&PullOptions::default()) }
     }
 }
 

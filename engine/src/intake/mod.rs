@@ -43,7 +43,7 @@ pub fn pull(
     // Until the names are written nobody may collect what was fetched.
     let _lease = store.lease()?;
     let known = match store.present(&source, options)? {
-        Present::Image(image) => return Ok(image),
+        Present::Image(image) => return Ok(*image),
         Present::Not(known) => known,
     };
     // What is no file has no name in a cage.
@@ -127,7 +127,7 @@ fn unpack(
         chain_id: chain_id.clone(),
         layers: layers.collect(),
     };
-    let mut helper = Helper::start(work, Options::default(), &fds).map_err(failed)?;
+    let mut helper = Helper::start(work, Options::none(), &fds).map_err(failed)?;
     match helper.hear(progress, None) {
         Ok(Answer::Unpacked) => Ok(()),
         Ok(_) => Err(RootfsError::Elsewhere(helper.nonsense().to_string())),

@@ -53,9 +53,9 @@ pub enum Reply {
     /// The process runs. Also the first word to a client that comes later.
     Started,
     /// Bytes from stdout, in order.
-    Stdout(Vec<u8>),
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Bytes from stderr, in order.
-    Stderr(Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// So many more bytes of stdin may be sent.
     StdinCredit(u32),
     /// Something that the user should know.

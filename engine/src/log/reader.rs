@@ -19,6 +19,8 @@ pub struct Reader {
     offset: u64,
     buffer: Vec<u8>,
     taken: usize,
+    /// Files that were removed before they were read.
+    lost: u64,
 }
 
 impl Reader {
@@ -31,7 +33,13 @@ impl Reader {
             offset: 0,
             buffer: Vec::new(),
             taken: 0,
+            lost: 0,
         }
+    }
+
+    /// How many files were rotated away, since the last call, before this reader came to them.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     /// The next record; `None` if there is none yet. What is no record ends its file.
@@ -49,10 +57,15 @@ impl Reader {
                 continue;
             }
             let Some(next) = next else { return Ok(None) };
+            if self.number > 0 {
+                self.lost += next - self.number - 1;
+            }
             match File::open(file(&self.directory, next)) {
                 Ok(file) => self.file = Some(file),
                 // Rotated away just now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.file = None,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    (self.file, self.lost) = (None, self.lost + 1);
+                }
                 Err(error) => return Err(error),
             }
             self.number = next;
@@ -140,6 +153,23 @@ mod tests {
         let disk: u64 =
             std::fs::read_dir(base.path()).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
         assert!(disk < 3 * 1200, "{disk}");
+    }
+
+    #[test]
+    fn a_reader_that_falls_behind_knows_how_much_it_missed() {
+        let base = tempfile::tempdir().unwrap();
+        let spec = LogSpec { max_size: 1000, max_file: 3 };
+        let mut writer = Writer::open(base.path(), spec).unwrap();
+        let mut reader = Reader::new(base.path());
+        writer.append(Stream::Stdout, 0, &[0; 100]).unwrap();
+        assert_eq!(reader.next_record().unwrap().unwrap().time_ns, 0);
+        for time in 1..100 {
+            writer.append(Stream::Stdout, time, &[0; 100]).unwrap();
+        }
+        // Nine records are a file. It has the first one open, and the last three of twelve are there.
+        let times: Vec<u64> = all(&mut reader).into_iter().map(|record| record.time_ns).collect();
+        assert_eq!(times, (1..9).chain(81..100).collect::<Vec<u64>>());
+        assert_eq!((reader.take_lost(), reader.take_lost()), (8, 0));
     }
 
     #[test]

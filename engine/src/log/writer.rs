@@ -13,8 +13,9 @@ pub struct Writer {
     spec: LogSpec,
     number: u64,
     file: File,
+    /// Bytes of whole records in the file.
     written: u64,
-    /// A record could not be written whole: the next goes into a new file.
+    /// A record was not written whole and is still there: the next goes into a new file.
     torn: bool,
 }
 
@@ -40,8 +41,18 @@ impl Writer {
         };
         let fields = [&[code][..], &length.to_le_bytes(), &time_ns.to_le_bytes()];
         header.iter_mut().zip(fields.concat()).for_each(|(place, byte)| *place = byte);
-        self.torn = true;
-        let mut parts = [IoSlice::new(&header), IoSlice::new(bytes)];
+        if let Err(error) = self.write(&header, bytes) {
+            // A full disk: the torn record goes, so that later ones can follow. A new file each time would rotate away
+            // all that is there.
+            self.torn = self.file.set_len(self.written).is_err();
+            return Err(error);
+        }
+        self.written += (HEADER + bytes.len()) as u64;
+        Ok(())
+    }
+
+    fn write(&mut self, header: &[u8], bytes: &[u8]) -> io::Result<()> {
+        let mut parts = [IoSlice::new(header), IoSlice::new(bytes)];
         let mut parts = &mut parts[..];
         while !parts.is_empty() {
             match self.file.write_vectored(parts) {
@@ -51,8 +62,6 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         }
-        self.torn = false;
-        self.written += (HEADER + bytes.len()) as u64;
         Ok(())
     }
 

@@ -2,13 +2,17 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
 use agent_protocol::message::{InterfacePlan, NetworkPlan};
 use vmm::config::{NetBackend, NetConfig};
 
 use super::bridge::{Bridge, Lease, mac_of};
 use super::claim::{self, Claim};
+use super::egress::EgressRule;
+use super::filter::{Filter, Relay};
 use super::guest::{Egress, Guest};
 use super::port::{MAX_PUBLISHED, Publish, Published, Transport};
 use super::services::{Denial, Places, Services, Settings as ServiceSettings, Target, denials};
@@ -58,6 +62,8 @@ pub struct Attachment {
     services: Option<Services>,
     dns: super::spec::DnsSpec,
     passt: Option<Passt>,
+    /// In front of passt, where not everything may leave.
+    filter: Option<(Arc<Filter>, Relay)>,
     /// Where the guest's ends of its interfaces are, if it is no VM.
     namespace: Option<Namespace>,
     /// What limits its way out.
@@ -114,6 +120,7 @@ impl Networks {
             services: None,
             dns: spec.dns.clone(),
             passt: None,
+            filter: None,
             namespace,
             egress: None,
         };
@@ -163,6 +170,13 @@ impl Attachment {
         if self.plan.interfaces.is_empty() {
             return Ok(());
         }
+        let (filter, on_denied) = match &mut self.filter {
+            Some((filter, relay)) => {
+                relay.start(filter, on_denied).map_err(host("start the filter of --egress-allow"))?;
+                (Some(filter.clone()), Box::new(|_| ()) as Box<dyn Fn(Denial) + Send>)
+            }
+            None => (None, on_denied),
+        };
         let settings = ServiceSettings {
             claims: std::mem::take(&mut self.claims),
             target: match self.places.first() {
@@ -175,6 +189,7 @@ impl Attachment {
             servers: resolver::servers(&self.dns.servers),
             places: self.places_served(),
             denials: self.denials.take(),
+            filter,
             on_denied,
         };
         self.services =
@@ -339,13 +354,6 @@ impl Attachment {
     }
 
     fn in_user_mode(&mut self, request: &Request<'_>) -> Result<(), NetworkError> {
-        if request.spec.egress.is_some() {
-            return Err(NetworkError::Unsupported {
-                what: "--egress-allow",
-                mode: "user",
-                fix: "use a bridge, as root",
-            });
-        }
         let claims = claim::claim_all(&ports(request))?;
         self.published = claims.iter().map(|claim| claim.published).collect();
         // TCP goes through the agent: passt before its version of April 2023 does not complete the handshake of a
@@ -361,10 +369,28 @@ impl Attachment {
         self.plan.interfaces.push(plan);
         self.plan.resolver = !serves_names(request);
         self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
+        let interface = match &request.spec.egress {
+            Some(rules) => self.filtered(interface, rules, &datagrams)?,
+            None => interface,
+        };
         self.interfaces.push(interface);
         self.passt = Some(passt);
         self.name_the_gateway();
         Ok(())
+    }
+
+    /// The machine's end of a wire that leads through a filter to `interface`.
+    fn filtered(
+        &mut self,
+        interface: Interface,
+        rules: &[EgressRule],
+        published: &[Published],
+    ) -> Result<Interface, NetworkError> {
+        let (ours, machine) = UnixStream::pair().map_err(host("make a socket pair for --egress-allow"))?;
+        let published = published.iter().map(|port| port.guest_port).collect();
+        let filter = Filter::new(rules.to_vec(), published);
+        self.filter = Some((Arc::new(filter), Relay::new(ours.into(), interface.fd)));
+        Ok(Interface::stream(machine.into(), interface.mac))
     }
 
     fn name_the_gateway(&mut self) {
@@ -401,6 +427,7 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         self.services = None;
         self.passt = None;
+        self.filter = None;
         if self.places.is_empty() {
             return;
         }

@@ -121,16 +121,6 @@ pub enum NetworkError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Something that the chosen network has not.
-    #[error("{what} is not possible with --network {mode}: {fix}")]
-    Unsupported {
-        /// The option.
-        what: &'static str,
-        /// The network.
-        mode: &'static str,
-        /// What to do.
-        fix: &'static str,
-    },
     /// What a running container cannot change about its networks.
     #[error("{why}: stop the container first, then change its networks, then start it")]
     Fixed {

@@ -17,6 +17,7 @@ mod claim;
 pub mod definition;
 pub mod egress;
 mod error;
+pub mod filter;
 mod forwarding;
 pub mod guest;
 mod links;

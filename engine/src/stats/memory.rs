@@ -21,6 +21,8 @@ pub struct HostMemory {
     pub guest_private: u64,
     /// The VMM itself: program, heap, stacks.
     pub vmm_pss: u64,
+    /// What works for it beside the VMM: keeper, server of its shares, user-mode network.
+    pub helpers_pss: u64,
     /// What the host's page cache holds of its disks, which the guest may hold once more. `None` where the host's
     /// kernel (before 6.5) cannot tell.
     pub disk_cache: Option<u64>,

@@ -1,6 +1,7 @@
 //! What a container costs its host, and what its guest believes.
 
 mod guest;
+mod helpers;
 mod memory;
 pub mod prometheus;
 
@@ -24,7 +25,7 @@ pub struct Stats {
     pub name: String,
     /// When these were read, in CLOCK_MONOTONIC ns.
     pub time_ns: u64,
-    /// Processor time of its VMM with all vCPUs, in ns.
+    /// Processor time of its VMM with all vCPUs, and of what works beside it, in ns.
     pub cpu_ns: u64,
     /// What the guest's kernel says of its memory; `None` where its agent does not answer.
     pub guest: Option<GuestUsage>,
@@ -52,17 +53,19 @@ pub fn read(record: &Record) -> Option<Stats> {
     let id = record.spec.id.as_str();
     let mut host = memory::of(&proc, record).ok()?;
     let mut cpu_ns = processor_time(&proc).ok()?;
+    let helpers = helpers::of(&proc);
     if record.spec.isolation != Isolation::Vm {
         // Its processes are the host's, and counted by cgroups.
         let memory = warden::cgroup::memory(id).unwrap_or_default();
         host = HostMemory { guest_pss: memory, guest_private: memory, disk_cache: None, ..host };
         cpu_ns = warden::cgroup::cpu_ns(id).unwrap_or(cpu_ns);
     }
+    host.helpers_pss = helpers.memory;
     Some(Stats {
         id: id.to_owned(),
         name: record.name.clone(),
         time_ns: crate::trace::monotonic_ns(),
-        cpu_ns,
+        cpu_ns: cpu_ns + helpers.cpu_ns,
         guest: guest::usage(record),
         host,
         block: block(&proc).unwrap_or_default(),

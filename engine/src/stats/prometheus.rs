@@ -7,10 +7,13 @@ use super::Stats;
 /// A figure: its name, its type, what it is, and how to read it.
 type Figure = (&'static str, &'static str, &'static str, fn(&Stats) -> Option<f64>);
 
-const FIGURES: [Figure; 11] = [
-    ("cpu_seconds_total", "counter", "Processor time of the VMM with all vCPUs.", |stats| {
-        Some(stats.cpu_ns as f64 / 1e9)
-    }),
+const FIGURES: [Figure; 12] = [
+    (
+        "cpu_seconds_total",
+        "counter",
+        "Processor time of the VMM with all vCPUs and of its helpers.",
+        |stats| Some(stats.cpu_ns as f64 / 1e9),
+    ),
     ("guest_memory_bytes", "gauge", "Memory that the guest's kernel has.", |stats| {
         Some(stats.guest?.total as f64)
     }),
@@ -34,6 +37,9 @@ const FIGURES: [Figure; 11] = [
     }),
     ("vmm_memory_bytes", "gauge", "Memory of the VMM itself, shared pages counted in parts.", |stats| {
         Some(stats.host.vmm_pss as f64)
+    }),
+    ("helpers_memory_bytes", "gauge", "Memory of its keeper, file server and user-mode network.", |stats| {
+        Some(stats.host.helpers_pss as f64)
     }),
     ("network_receive_bytes_total", "counter", "Bytes that reached the guest.", |stats| {
         Some(stats.net.input as f64)
@@ -83,13 +89,13 @@ mod tests {
             time_ns: 1,
             cpu_ns: 1_500_000_000,
             guest: None,
-            host: HostMemory { guest_pss: 7, guest_private: 6, vmm_pss: 5, disk_cache: None },
+            host: HostMemory { guest_pss: 7, guest_private: 6, vmm_pss: 5, helpers_pss: 4, disk_cache: None },
             block: Counters { input: 1, output: 2 },
             net: Counters { input: 3, output: 4 },
         };
         let text = text(&[&stats, &stats]);
         assert!(text.starts_with("# HELP lighter_containers "), "{text}");
-        assert_eq!(text.matches("# TYPE ").count(), 12, "{text}");
+        assert_eq!(text.matches("# TYPE ").count(), 13, "{text}");
         let line = "\nlighter_container_cpu_seconds_total{id=\"0123456789ab\",name=\"barge\"} 1.5\n";
         assert_eq!(text.matches(line).count(), 1, "{text}");
         assert!(

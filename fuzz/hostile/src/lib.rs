@@ -13,6 +13,8 @@ mod bytes;
 mod devices;
 #[cfg(feature = "dns")]
 mod dns;
+#[cfg(feature = "dns")]
+mod egress;
 pub mod mutate;
 mod parsers;
 mod registers;
@@ -46,6 +48,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "detour", max_len: 8192, run: wire::detour },
     #[cfg(feature = "dns")]
     Target { name: "dns", max_len: 1024, run: dns::run },
+    #[cfg(feature = "dns")]
+    Target { name: "egress", max_len: 2048, run: egress::run },
     Target { name: "agent", max_len: 8192, run: parsers::agent },
     Target { name: "snapshot", max_len: 65_536, run: snapshot::read },
     Target { name: "manifest", max_len: 8192, run: parsers::manifest },

@@ -76,6 +76,6 @@ macro_rules! targets {
 }
 
 targets!(
-    block, net, vsock, rng, balloon, mem, pmem, fs, registers, stream, detour, dns, agent, snapshot,
+    block, net, vsock, rng, balloon, mem, pmem, fs, registers, stream, detour, dns, egress, agent, snapshot,
     manifest, layer, api, kernel, config,
 );

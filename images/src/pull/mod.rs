@@ -113,7 +113,7 @@ pub struct Fetched {
 #[derive(Debug)]
 pub enum Present {
     /// All that is wanted.
-    Image(Image),
+    Image(Box<Image>),
     /// It is to be fetched; what an earlier pull brought, if that helps.
     Not(Option<Fetched>),
 }
@@ -129,7 +129,7 @@ impl Store {
         let source = source.clone().absolute();
         let _lease = self.lease()?;
         match self.present(&source, options)? {
-            Present::Image(image) => Ok(image),
+            Present::Image(image) => Ok(*image),
             Present::Not(known) => {
                 let fetched = self.fetch(&source, options, known, progress)?;
                 self.adopt(&source, options, fetched)
@@ -146,18 +146,20 @@ impl Store {
             return unsigned(SignatureError::NoRegistry);
         }
         if let ImageSource::Dir(path) = source {
-            return directory(&name, path, lease).map(Present::Image);
+            return directory(&name, path, lease).map(|image| Present::Image(Box::new(image)));
         }
         let stored = self.stored(&name, options, &lease)?;
         let is_checked = stored.is_none() || self.is_signed(&name, options)?;
         match (stored, options.policy) {
             (Some(_), PullPolicy::Never) if !is_checked => unsigned(SignatureError::NotChecked),
-            (Some((image, _)), PullPolicy::Never) => Ok(Present::Image(image)),
+            (Some((image, _)), PullPolicy::Never) => Ok(Present::Image(Box::new(image))),
             (None, PullPolicy::Never) => Err(PullError::NotPresent { image: name }),
             (Some((image, _)), PullPolicy::Missing) if source.path().is_none() && is_checked => {
-                Ok(Present::Image(image))
+                Ok(Present::Image(Box::new(image)))
             }
-            (Some((image, record)), _) if is_unchanged(source, options, &record) => Ok(Present::Image(image)),
+            (Some((image, record)), _) if is_unchanged(source, options, &record) => {
+                Ok(Present::Image(Box::new(image)))
+            }
             (stored, _) => {
                 Ok(Present::Not(stored.filter(|_| is_checked).map(|(_, record)| Fetched { record })))
             }

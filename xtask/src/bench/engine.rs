@@ -1,6 +1,9 @@
-//! The verbs of a working day beside what does the same without a VM: `ps`, `exec`, output, `cp`.
+//! The verbs of a working day beside what does the same without lighter: `ps`, `exec`, streams, logs, `cp`.
+//!
+//! Streams and logs come from a container without a VM: the programs at their ends then run as fast as the host's, and
+//! what is measured is lighter, whose part of the way (keeper, log, client) is the same for a VM.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -8,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 
 use super::report::{Report, Row};
+use super::ssh::Ssh;
 use super::stats::Samples;
 use crate::{build, deps, kernel, step};
 
@@ -15,8 +19,8 @@ use crate::{build, deps, kernel, step};
 const LISTED: usize = 100;
 /// Processes that the guest starts by itself for one figure.
 const FORKS: u32 = 10;
-/// Bytes of output.
-const OUTPUT: usize = 8 << 20;
+/// Bytes of a stream.
+const STREAM: u64 = 512 << 20;
 /// Bytes of a copied file.
 const COPIED: u64 = 1 << 30;
 
@@ -31,26 +35,29 @@ struct Place {
 pub fn run(runs: usize) -> anyhow::Result<Report> {
     deps::ensure(deps::KERNEL)?;
     deps::ensure(deps::DEMO)?;
+    deps::ensure(deps::BENCH_ENGINE)?;
     let kernel = kernel::ensure()?;
     let place = Place { lighter: build::lighter()?, kernel, scratch: tempfile::tempdir()? };
     place.make_image()?;
     let rows = step::step("measuring", || {
-        place.start("box")?;
-        let rows = vec![place.exec(runs)?, place.output(runs)?, place.copy(runs)?, place.list(runs)?];
+        place.start("box", "vm")?;
+        place.start("near", "container")?;
+        let ssh = Ssh::start(&place.path("ssh"))?;
+        let mut rows = vec![place.exec(runs)?];
+        rows.extend(place.streams(runs, &ssh)?);
+        rows.extend([place.log(runs, &ssh)?, place.copy(runs)?, place.list(runs)?]);
         Ok(rows)
     });
     // The machine must not outlive the benchmark, whatever happened.
-    let _ = place.command(["rm", "-f", "box"]).output();
+    let _ = place.command(["rm", "-f", "box", "near"]).output();
     Ok(Report {
         title: "engine",
         peer: "without lighter".into(),
         notes: vec![
             format!("ps: {LISTED} containers, beside `find` over their directories"),
             "exec: `lighter exec box true`, beside one fork and exec of the guest's own shell".into(),
-            format!(
-                "output: {} MiB of `cat` in the guest, beside `cat` through a pipe of the host",
-                OUTPUT >> 20
-            ),
+            format!("streams: {} MiB of zeros by `lighter exec` and `ssh localhost`", STREAM >> 20),
+            "log: the same by `lighter run -d` into its log, beside `ssh localhost` into a file".into(),
             format!("cp: {} MiB out of the container, beside `cp` and `sync` of the host", COPIED >> 20),
         ],
         rows: rows?,
@@ -81,14 +88,13 @@ impl Place {
         for name in ["sh", "true", "cat", "sleep", "dd"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
-        let mut file = std::fs::File::create(root.join("output"))?;
-        Ok(file.write_all(&vec![b'x'; OUTPUT])?)
+        Ok(())
     }
 
-    fn start(&self, name: &str) -> anyhow::Result<()> {
+    fn start(&self, name: &str, isolation: &str) -> anyhow::Result<()> {
         let image = self.image();
-        let args = ["run", "-d", "--name", name, "--network", "none", &image, "sleep", "100000"];
-        timed(&mut self.command(args)).map(drop)
+        let first = ["run", "-d", "--name", name, "--isolation", isolation, "--network", "none"];
+        timed(self.command(first).args([&image, "sleep", "100000"])).map(drop)
     }
 
     fn exec(&self, runs: usize) -> anyhow::Result<Row> {
@@ -105,19 +111,55 @@ impl Place {
         Ok(Row { what: "`lighter exec` of `true`", unit: "ms", lighter, peer: guest })
     }
 
-    fn output(&self, runs: usize) -> anyhow::Result<Row> {
-        let (mut lighter, mut host) = (Samples::default(), Samples::default());
-        let file = self.path("image/output");
+    /// Out of a program and into one.
+    fn streams(&self, runs: usize, ssh: &Ssh) -> anyhow::Result<[Row; 2]> {
+        let (out, into) = (zeros(), "cat > /dev/null");
+        let source = self.path("zeros");
+        std::fs::File::create(&source)?.set_len(STREAM)?;
+        let zeros = || std::fs::File::open(&source);
+        let [mut out_of, mut out_ssh, mut in_of, mut in_ssh] = [const { Vec::new() }; 4];
         for round in 0..=runs {
-            let exec = timed(self.command(["exec", "box", "cat", "/output"]).stdout(Stdio::null()))?;
-            let pipe =
-                timed(Command::new("sh").arg("-c").arg(format!("cat {} | cat > /dev/null", file.display())))?;
+            let figures = [
+                timed(self.command(["exec", "near", "sh", "-c", &out]).stdout(Stdio::null()))?,
+                timed(ssh.command(&out).stdin(Stdio::null()))?,
+                timed(self.command(["exec", "-i", "near", "sh", "-c", into]).stdin(zeros()?))?,
+                timed(ssh.command(into).stdin(zeros()?))?,
+            ];
             if round > 0 {
-                lighter.push(exec);
-                host.push(pipe);
+                for (samples, figure) in
+                    [&mut out_of, &mut out_ssh, &mut in_of, &mut in_ssh].into_iter().zip(figures)
+                {
+                    samples.push(figure);
+                }
             }
         }
-        Ok(Row { what: "8 MiB of output", unit: "ms", lighter, peer: host })
+        let row = |what, lighter: Vec<f64>, peer: Vec<f64>| Row {
+            what,
+            unit: "ms",
+            lighter: lighter.into_iter().collect(),
+            peer: peer.into_iter().collect(),
+        };
+        Ok([row("512 MiB of output", out_of, out_ssh), row("512 MiB of input", in_of, in_ssh)])
+    }
+
+    fn log(&self, runs: usize, ssh: &Ssh) -> anyhow::Result<Row> {
+        let (mut lighter, mut peer) = (Samples::default(), Samples::default());
+        let (image, zeros, file) = (self.image(), zeros(), self.path("logged"));
+        for round in 0..=runs {
+            let first = ["run", "-d", "--name", "loud", "--isolation", "container", "--network", "none"];
+            let start = timed(self.command(first).args([&image, "sh", "-c", &zeros]))?;
+            let waited = timed(&mut self.command(["wait", "loud"]))?;
+            timed(&mut self.command(["rm", "loud"]))?;
+            let begin = Instant::now();
+            let status =
+                ssh.command(&zeros).stdin(Stdio::null()).stdout(std::fs::File::create(&file)?).status()?;
+            ensure!(status.success() && file.metadata()?.len() == STREAM, "ssh did not hand on all");
+            if round > 0 {
+                lighter.push(start + waited);
+                peer.push(begin.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        Ok(Row { what: "512 MiB into the log", unit: "ms", lighter, peer })
     }
 
     fn copy(&self, runs: usize) -> anyhow::Result<Row> {
@@ -160,6 +202,11 @@ impl Place {
         }
         Ok(Row { what: "`lighter ps -a` of 100 containers", unit: "ms", lighter, peer: find })
     }
+}
+
+/// What writes a stream.
+fn zeros() -> String {
+    format!("dd if=/dev/zero bs=64k count={} 2> /dev/null", STREAM >> 16)
 }
 
 /// Milliseconds that `command` takes, which must succeed.

@@ -17,6 +17,7 @@ mod net;
 mod qemu;
 mod report;
 mod sandbox;
+mod ssh;
 mod stats;
 mod tap;
 mod tracefs;

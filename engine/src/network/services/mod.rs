@@ -13,6 +13,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -20,6 +21,7 @@ use tokio::task::LocalSet;
 
 use super::bridge::Bridge;
 use super::claim::Claim;
+use super::filter::Filter;
 use super::guest::Guest;
 pub use denials::Denial;
 pub use proxy::Target;
@@ -40,6 +42,8 @@ pub struct Settings {
     pub servers: Vec<IpAddr>,
     /// The container in its networks.
     pub places: Places,
+    /// Filters a network in user mode, by name too.
+    pub filter: Option<Arc<Filter>>,
     /// Hears of denied packets.
     pub denials: Option<denials::Listener>,
     /// Told of them.
@@ -89,11 +93,11 @@ impl Drop for Services {
 
 /// Spawns what serves, within a `LocalSet`.
 fn serve(settings: Settings, listeners: Option<dns::Listeners>) -> Rc<Zone> {
-    let Settings { claims, target, servers, places, denials, on_denied, .. } = settings;
+    let Settings { claims, target, servers, places, filter, denials, on_denied, .. } = settings;
     if let Some(target) = &target {
         proxy::serve(claims, target);
     }
-    let zone = Rc::new(Zone::new(places));
+    let zone = Rc::new(Zone::new(places, filter));
     zone.allow_known_names(&servers);
     if let Some(listeners) = listeners {
         listeners.serve(&zone, &servers.into());

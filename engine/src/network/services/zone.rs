@@ -6,12 +6,14 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use simple_dns::rdata::{A, AAAA, PTR, RData};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 use tokio::task::spawn_blocking;
 
 use crate::network::egress::{Destination, EgressRule};
+use crate::network::filter::Filter;
 use crate::network::guest::Guest;
 use crate::network::nft;
 use crate::network::services::Places;
@@ -28,6 +30,8 @@ pub struct Zone {
     places: RefCell<Places>,
     /// What the packet filter lets through by name.
     allowed: RefCell<HashSet<(IpAddr, Option<u16>)>>,
+    /// In user mode, that is this one.
+    filter: Option<Arc<Filter>>,
 }
 
 /// What to do with a question.
@@ -42,9 +46,9 @@ pub enum Decision {
 }
 
 impl Zone {
-    /// Around the container in `places`.
-    pub fn new(places: Places) -> Self {
-        Self { places: places.into(), allowed: RefCell::default() }
+    /// Around the container in `places`, or behind `filter`.
+    pub fn new(places: Places, filter: Option<Arc<Filter>>) -> Self {
+        Self { places: places.into(), allowed: RefCell::default(), filter }
     }
 
     /// The container is in these places from now on.
@@ -105,6 +109,9 @@ impl Zone {
     }
 
     fn rules(&self) -> Vec<EgressRule> {
+        if let Some(filter) = &self.filter {
+            return filter.rules().to_vec();
+        }
         // The same in every place.
         let places = self.places.borrow();
         let egress = places.first().and_then(|(_, guest)| guest.egress.as_ref());
@@ -120,6 +127,9 @@ impl Zone {
                 let is_new = !address.is_loopback()
                     && self.allowed.borrow().len() < MAX_ALLOWED
                     && self.allowed.borrow_mut().insert((address, rule.port));
+                if let Some(filter) = self.filter.iter().find(|_| is_new) {
+                    filter.allow(address, rule.port);
+                }
                 for (bridge, guest) in self.places.borrow().iter().filter(|_| is_new) {
                     script += &bridge.rules().allow(&guest.tap, rule, address);
                 }
