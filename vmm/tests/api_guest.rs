@@ -34,6 +34,31 @@ fn wait_for(console: &Path, start: &str) -> String {
     }
 }
 
+/// Waits until the guest has `mib` MiB of the memory that can be plugged.
+fn plug(api: &Api, mib: u32) {
+    api.done("PATCH", "/hotplug/memory", &json!({ "requested_size_mib": mib }));
+    let begin = Instant::now();
+    while api.get("/hotplug/memory")["plugged_size_mib"] != mib {
+        assert!(begin.elapsed() < PATIENCE, "{}", api.get("/hotplug/memory"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("{mib} MiB plugged after {:?}", begin.elapsed());
+}
+
+/// Lets the guest name its free pages, which takes memory of the VMM away.
+fn hint(api: &Api) {
+    api.done("PATCH", "/balloon/hinting/start", &json!({"acknowledge_on_stop":false}));
+    let begin = Instant::now();
+    // It ends with STOP.
+    while api.get("/balloon/hinting/status") != json!({"host_cmd":2,"guest_cmd":0}) {
+        assert!(begin.elapsed() < PATIENCE, "{}", api.get("/balloon/hinting/status"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("free pages named after {:?}", begin.elapsed());
+    api.done("PATCH", "/balloon/hinting/stop", &json!({}));
+    assert_eq!(api.get("/balloon/hinting/status")["host_cmd"], 1);
+}
+
 fn from_configuration_to_power_off() {
     let bench = Bench::new("orchestrated");
     let file = |name: &str| bench.path(name).to_str().unwrap().to_owned();
@@ -67,8 +92,11 @@ fn from_configuration_to_power_off() {
     first.done(
         "PUT",
         "/balloon",
-        &json!({"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":1}),
+        &json!({
+            "amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":1,"free_page_hinting":true
+        }),
     );
+    first.done("PUT", "/hotplug/memory", &json!({"total_size_mib":128}));
     first.done("PUT", "/serial", &json!({"serial_out_path":file("console")}));
     first.done("PUT", "/actions", &json!({"action_type":"InstanceStart"}));
     let console = bench.path("console");
@@ -104,6 +132,15 @@ fn from_configuration_to_power_off() {
     assert!(total > 32 << 20 && total < 64 << 20, "{statistics}");
     first.refused("PATCH", "/balloon/statistics", &json!({"stats_polling_interval_s":0}));
     first.done("PATCH", "/balloon/statistics", &json!({"stats_polling_interval_s":2}));
+    plug(&first, 128);
+    let begin = Instant::now();
+    while first.get("/balloon/statistics")["total_memory"].as_u64().unwrap() < total + (120 << 20) {
+        assert!(begin.elapsed() < PATIENCE, "{}", first.get("/balloon/statistics"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    first.refused("PATCH", "/hotplug/memory", &json!({"requested_size_mib":3}));
+    hint(&first);
+    plug(&first, 64);
     first.done("PATCH", "/vm", &json!({"state":"Paused"}));
     let paths = json!({"snapshot_path":file("state"),"mem_file_path":file("memory")});
     first.done("PUT", "/snapshot/create", &paths);
@@ -111,7 +148,8 @@ fn from_configuration_to_power_off() {
 
     let mut second = Api::start(&["--id", "second"]);
     second.done("PUT", "/serial", &json!({"serial_out_path":file("other console")}));
-    second.done("PUT", "/mmds", &json!({"name":"two"}));
+    // The store is no part of a snapshot.
+    second.done("PUT", "/mmds", &json!({"name":"one"}));
     second.done(
         "PUT",
         "/snapshot/load",
@@ -126,7 +164,11 @@ fn from_configuration_to_power_off() {
     );
     assert_eq!(second.get("/")["state"], "Paused");
     assert_eq!(second.get("/vm/config")["vsock"]["uds_path"], json!(file("other vsock")));
+    assert_eq!(second.get("/hotplug/memory")["plugged_size_mib"], 64);
     second.done("PATCH", "/vm", &json!({"state":"Resumed"}));
+    // Not all of it, which the guest would take down for long.
+    plug(&second, 32);
+    second.done("PUT", "/mmds", &json!({"name":"two"}));
     assert_eq!(wait_for(&bench.path("other console"), "new name:"), "two");
     assert_eq!(second.wait().code(), Some(0), "{}", second.output());
 }
