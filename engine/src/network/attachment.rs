@@ -4,21 +4,19 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 
 use agent_protocol::message::{InterfacePlan, NetworkPlan};
 use vmm::config::{NetBackend, NetConfig};
 
 use super::bridge::{Bridge, Lease, mac_of};
 use super::claim::{self, Claim};
-use super::egress::EgressRule;
-use super::filter::{Filter, Relay};
 use super::guest::{Egress, Guest};
 use super::port::{MAX_PUBLISHED, Publish, Published, Transport};
 use super::services::{Denial, Places, Services, Settings as ServiceSettings, Target, denials};
 use super::spec::{Endpoint, MAX_NETWORKS, Mac, NetworkMode, NetworkSpec};
-use super::user::Passt;
+use super::user::{self, Passt};
 use super::veth::Namespace;
+use super::wire::{Datagrams, Filter, Relay};
 use super::{MTU, NetworkError, Networks, host, links, permission, resolver, tap, tap_name};
 use crate::container::id::ContainerId;
 
@@ -62,8 +60,8 @@ pub struct Attachment {
     services: Option<Services>,
     dns: super::spec::DnsSpec,
     passt: Option<Passt>,
-    /// In front of passt, where not everything may leave.
-    filter: Option<(Arc<Filter>, Relay)>,
+    /// In front of passt, where not everything may leave, or UDP ports are published.
+    relay: Option<Relay>,
     /// Where the guest's ends of its interfaces are, if it is no VM.
     namespace: Option<Namespace>,
     /// What limits its way out.
@@ -120,7 +118,7 @@ impl Networks {
             services: None,
             dns: spec.dns.clone(),
             passt: None,
-            filter: None,
+            relay: None,
             namespace,
             egress: None,
         };
@@ -170,10 +168,10 @@ impl Attachment {
         if self.plan.interfaces.is_empty() {
             return Ok(());
         }
-        let (filter, on_denied) = match &mut self.filter {
-            Some((filter, relay)) => {
-                relay.start(filter, on_denied).map_err(host("start the filter of --egress-allow"))?;
-                (Some(filter.clone()), Box::new(|_| ()) as Box<dyn Fn(Denial) + Send>)
+        let (filter, on_denied) = match &mut self.relay {
+            Some(relay) => {
+                relay.start(on_denied).map_err(host("start the relay of the user-mode network"))?;
+                (relay.filter().cloned(), Box::new(|_| ()) as Box<dyn Fn(Denial) + Send>)
             }
             None => (None, on_denied),
         };
@@ -362,16 +360,16 @@ impl Attachment {
             claims.into_iter().partition(|claim| claim.published.transport == Transport::Tcp);
         self.plan.forward = !tcp.is_empty();
         self.claims = tcp;
-        let datagrams: Vec<_> = udp.iter().map(|claim| claim.published).collect();
-        // Whoever has one of these ports was heard of; now passt takes them.
-        drop(udp);
-        let (passt, interface, plan) = Passt::start(&datagrams)?;
+        let (passt, interface, plan) = Passt::start()?;
         self.plan.interfaces.push(plan);
         self.plan.resolver = !serves_names(request);
         self.plan.resolv_conf = resolver::resolv_conf(&request.spec.dns, self.plan.resolver);
-        let interface = match &request.spec.egress {
-            Some(rules) => self.filtered(interface, rules, &datagrams)?,
-            None => interface,
+        let filter = request.spec.egress.clone().map(Filter::new);
+        let datagrams = (!udp.is_empty()).then(|| Datagrams::new(udp, user::GATEWAY, user::GUEST));
+        let interface = if filter.is_some() || datagrams.is_some() {
+            self.relayed(interface, filter, datagrams)?
+        } else {
+            interface
         };
         self.interfaces.push(interface);
         self.passt = Some(passt);
@@ -379,17 +377,15 @@ impl Attachment {
         Ok(())
     }
 
-    /// The machine's end of a wire that leads through a filter to `interface`.
-    fn filtered(
+    /// The machine's end of a wire that leads through a relay to `interface`.
+    fn relayed(
         &mut self,
         interface: Interface,
-        rules: &[EgressRule],
-        published: &[Published],
+        filter: Option<Filter>,
+        datagrams: Option<Datagrams>,
     ) -> Result<Interface, NetworkError> {
-        let (ours, machine) = UnixStream::pair().map_err(host("make a socket pair for --egress-allow"))?;
-        let published = published.iter().map(|port| port.guest_port).collect();
-        let filter = Filter::new(rules.to_vec(), published);
-        self.filter = Some((Arc::new(filter), Relay::new(ours.into(), interface.fd)));
+        let (ours, machine) = UnixStream::pair().map_err(host("make a socket pair for the relay"))?;
+        self.relay = Some(Relay::new(ours.into(), interface.fd, filter, datagrams));
         Ok(Interface::stream(machine.into(), interface.mac))
     }
 
@@ -427,7 +423,7 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         self.services = None;
         self.passt = None;
-        self.filter = None;
+        self.relay = None;
         if self.places.is_empty() {
             return;
         }

@@ -17,7 +17,6 @@ mod claim;
 pub mod definition;
 pub mod egress;
 mod error;
-pub mod filter;
 mod forwarding;
 pub mod guest;
 mod links;
@@ -32,6 +31,7 @@ pub mod subnet;
 mod tap;
 mod user;
 mod veth;
+pub mod wire;
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;

@@ -21,23 +21,22 @@ use jailer::child::Child;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::attachment::Interface;
-use super::port::Published;
+use super::spec::Mac;
+use super::wire::Station;
 use super::{MTU, NetworkError, host, nft};
 use crate::process::spawn_apart;
 
 /// The program.
 pub const PROGRAM: &str = "passt";
 /// The guest's side, as every user-mode network has it.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub const GUEST: Station = ([0x02, 0x6c, 10, 0, 2, 15], Ipv4Addr::new(10, 0, 2, 15));
+/// passt's side.
+pub const GATEWAY: Station = ([0x02, 0x6c, 10, 0, 2, 2], Ipv4Addr::new(10, 0, 2, 2));
 const PREFIX: u8 = 24;
 const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6967, 0x6874, 0, 0, 0, 0, 0x15);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6967, 0x6874, 0, 0, 0, 0, 2);
 const PREFIX6: u8 = 64;
-/// Hardware addresses of the guest and of passt.
-const MAC: [u8; 6] = [0x02, 0x6c, 10, 0, 2, 15];
-const GATEWAY_MAC: &str = "02:6c:0a:00:02:02";
-/// What passt may take to open its ports.
+/// What passt may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest file that it may write: its messages. Private memory that it may have.
 const MAX_FILE: u64 = 1 << 20;
@@ -53,7 +52,7 @@ pub struct Passt {
 
 impl Passt {
     /// Starts it, and gives the machine's end of the wire and what the guest must know.
-    pub fn start(ports: &[Published]) -> Result<(Self, Interface, InterfacePlan), NetworkError> {
+    pub fn start() -> Result<(Self, Interface, InterfacePlan), NetworkError> {
         let missing = super::permission::missing_for_user_mode();
         let Some(program) = nft::find(PROGRAM).filter(|_| missing.is_empty()) else {
             return Err(NetworkError::NoUserMode { missing: missing.join(" and ") });
@@ -72,16 +71,16 @@ impl Passt {
         let stderr = said.try_clone().map_err(host("make a file for passt"))?;
         let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut arguments = text(&["--foreground", "--quiet", "--stderr", "--one-off", "--no-map-gw"]);
-        arguments.extend(text(&["--no-dhcp", "--no-dhcpv6", "--no-ra", "--mac-addr", GATEWAY_MAC]));
+        let mac = Mac(GATEWAY.0).to_string();
+        arguments.extend(text(&["--no-dhcp", "--no-dhcpv6", "--no-ra", "--mac-addr", &mac]));
         arguments.extend(text(&["--fd", &theirs.as_raw_fd().to_string(), "--mtu", &MTU.to_string()]));
         arguments.extend(text(&["--pid", &ready.path().to_string_lossy()]));
-        arguments.extend(text(&["--address", &ADDRESS.to_string(), "--netmask", &PREFIX.to_string()]));
-        arguments.extend(text(&["--gateway", &GATEWAY.to_string()]));
+        arguments.extend(text(&["--address", &GUEST.1.to_string(), "--netmask", &PREFIX.to_string()]));
+        arguments.extend(text(&["--gateway", &GATEWAY.1.to_string()]));
         match six {
             true => arguments.extend(text(&["--address", &ADDRESS6.to_string()])),
             false => arguments.push("--ipv4-only".to_owned()),
         }
-        arguments.extend(port_arguments(ports));
         let child =
             spawn_apart(&program, &arguments, stderr.as_fd()).map_err(host(format!("start {PROGRAM}")))?;
         let mut passt = Self { child };
@@ -89,14 +88,14 @@ impl Passt {
         passt.wait_until_ready(ready.as_file(), &mut said)?;
         passt.limit();
         let plan = InterfacePlan {
-            mac: MAC,
-            ipv4: Some((ADDRESS, PREFIX)),
-            gateway_v4: Some(GATEWAY),
+            mac: GUEST.0,
+            ipv4: Some((GUEST.1, PREFIX)),
+            gateway_v4: Some(GATEWAY.1),
             ipv6: six.then_some((ADDRESS6, PREFIX6)),
             gateway_v6: six.then_some(GATEWAY6),
             mtu: MTU,
         };
-        Ok((passt, Interface::stream(ours.into(), MAC), plan))
+        Ok((passt, Interface::stream(ours.into(), GUEST.0), plan))
     }
 
     /// What it may use from now on. A host that does not permit to say so is as before.
@@ -108,7 +107,7 @@ impl Passt {
         }
     }
 
-    /// It writes its process ID when its ports are open.
+    /// It writes its process ID when it is ready.
     fn wait_until_ready(&mut self, ready: &File, said: &mut File) -> Result<(), NetworkError> {
         let failed = || host(format!("start {PROGRAM}"));
         let deadline = Instant::now() + START_TIMEOUT;
@@ -147,7 +146,7 @@ fn without_syslog(text: &str) -> String {
 /// A wire with nobody at the other end.
 pub fn detached() -> io::Result<Interface> {
     let (ours, _) = UnixStream::pair()?;
-    Ok(Interface::stream(ours.into(), MAC))
+    Ok(Interface::stream(ours.into(), GUEST.0))
 }
 
 /// Whether this thread's network namespace has a default route.
@@ -167,38 +166,4 @@ fn has_default_route6() -> bool {
         line.starts_with("00000000000000000000000000000000 00 ")
             && line.split_whitespace().last() != Some("lo")
     })
-}
-
-/// passt's options for published ports, all of which are UDP.
-fn port_arguments(ports: &[Published]) -> Vec<String> {
-    let mut arguments: Vec<String> = Vec::new();
-    for port in ports {
-        let address = match port.host.ip() {
-            // One of passt's sockets takes both IP versions.
-            ip if ip.is_unspecified() => String::new(),
-            ip => format!("{ip}/"),
-        };
-        let argument = format!("{address}{}:{}", port.host.port(), port.guest_port);
-        if !arguments.contains(&argument) {
-            arguments.extend(["--udp-ports".to_owned(), argument]);
-        }
-    }
-    arguments
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_of_all_addresses_is_named_once() {
-        let port = |host: &str| Published {
-            host: host.parse().unwrap(),
-            guest_port: 80,
-            transport: super::super::port::Transport::Udp,
-        };
-        let ports = [port("0.0.0.0:8080"), port("[::]:8080"), port("127.0.0.1:8081")];
-        let expected = ["--udp-ports", "8080:80", "--udp-ports", "127.0.0.1/8081:80"];
-        assert_eq!(port_arguments(&ports), expected);
-    }
 }

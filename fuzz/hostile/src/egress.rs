@@ -1,13 +1,13 @@
 //! Frames of a guest at the filter of `--egress-allow` in user mode.
 
-use engine::network::filter::{Filter, Verdict, refusal};
+use engine::network::wire::{Filter, Verdict, refusal};
 
 /// The filter's whole rules: one network of each IP version.
 const RULES: [&str; 2] = ["192.0.2.0/24", "2001:db8::/32"];
 
 /// Judges one frame. What passes is for those networks, or between neighbours, wherever its headers say that it ends.
 pub fn run(bytes: &[u8]) {
-    let filter = Filter::new(RULES.map(|rule| rule.parse().unwrap()).into(), vec![53]);
+    let filter = Filter::new(RULES.map(|rule| rule.parse().unwrap()).into());
     let verdict = filter.leaving(bytes);
     let (kind, at) = (bytes.get(12..14), |at: usize, wanted: &[u8]| {
         bytes.get(at..).is_some_and(|address| address.starts_with(wanted))
@@ -28,5 +28,4 @@ pub fn run(bytes: &[u8]) {
         }
         Verdict::Drop => {}
     }
-    filter.arriving(bytes);
 }

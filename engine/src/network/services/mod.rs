@@ -21,8 +21,8 @@ use tokio::task::LocalSet;
 
 use super::bridge::Bridge;
 use super::claim::Claim;
-use super::filter::Filter;
 use super::guest::Guest;
+use super::wire::Filter;
 pub use denials::Denial;
 pub use proxy::Target;
 use zone::Zone;

@@ -13,10 +13,10 @@ use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QTYPE, Question, RCODE
 use tokio::task::spawn_blocking;
 
 use crate::network::egress::{Destination, EgressRule};
-use crate::network::filter::Filter;
 use crate::network::guest::Guest;
 use crate::network::nft;
 use crate::network::services::Places;
+use crate::network::wire::Filter;
 
 /// Seconds for which an answer holds: containers come and go.
 const TTL: u32 = 5;

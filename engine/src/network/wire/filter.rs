@@ -1,34 +1,12 @@
-//! `--egress-allow` in user mode: every frame of the guest passes here on its way to passt, which filters nothing.
-//!
-//! ```text
-//! guest eth0 ── VMM ── socket pair ── relay, filter ── socket pair ── passt ── the host's sockets
-//!                            ◄── refusal ──┘ └─► denial, an event
-//! ```
-//!
-//! It is in the container's keeper and not in the VMM: what breaks out of the guest into its VMM is still behind it.
-//! There is a relay only where there are rules. Answers to who called a published UDP port pass, as long as the caller
-//! was heard of lately; published TCP ports do not come this way.
+//! `--egress-allow` in user mode: what of a guest's frames may leave.
 
-mod packet;
-mod refusal;
-mod relay;
-
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, RwLock};
 
-use super::egress::{Destination, EgressRule};
-use super::services::Denial;
-use packet::{Frame, Packet, UDP};
-pub use refusal::refusal;
-pub use relay::Relay;
-
-/// Callers of published UDP ports that are known at once; answers to more are denied (stops callers from filling the
-/// memory).
-const MAX_CALLERS: usize = 4096;
-/// A caller that is silent for so long is forgotten, as by passt.
-const CALLER_IDLE: Duration = Duration::from_secs(180);
+use super::packet::{self, Frame, Packet};
+use crate::network::egress::{Destination, EgressRule};
+use crate::network::services::Denial;
 
 /// Where one guest may go.
 #[derive(Debug)]
@@ -36,17 +14,6 @@ pub struct Filter {
     rules: Vec<EgressRule>,
     /// What names have opened.
     named: RwLock<HashSet<(IpAddr, Option<u16>)>>,
-    /// UDP ports of the guest that are published.
-    published: Vec<u16>,
-    callers: Mutex<HashMap<Caller, Instant>>,
-}
-
-/// Who called, and which port of the guest.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-struct Caller {
-    address: IpAddr,
-    port: u16,
-    guest_port: u16,
 }
 
 /// What becomes of a frame of the guest.
@@ -61,9 +28,9 @@ pub enum Verdict {
 }
 
 impl Filter {
-    /// Lets through what `rules` say; callers of the guest's UDP ports `published` are answered.
-    pub fn new(rules: Vec<EgressRule>, published: Vec<u16>) -> Self {
-        Self { rules, named: RwLock::default(), published, callers: Mutex::default() }
+    /// Lets through what `rules` say.
+    pub fn new(rules: Vec<EgressRule>) -> Self {
+        Self { rules, named: RwLock::default() }
     }
 
     /// Its rules.
@@ -80,7 +47,7 @@ impl Filter {
     pub fn leaving(&self, frame: &[u8]) -> Verdict {
         match packet::read(frame) {
             Frame::Neighbourly => Verdict::Pass,
-            Frame::Whole(packet) if self.is_allowed(&packet) || self.is_answer(&packet) => Verdict::Pass,
+            Frame::Whole(packet) if self.is_allowed(&packet) => Verdict::Pass,
             Frame::Whole(packet) | Frame::NotCarried(packet) => Verdict::Deny(Denial {
                 destination: packet.destination,
                 protocol: packet.protocol,
@@ -88,36 +55,6 @@ impl Filter {
             }),
             Frame::Chatter | Frame::Malformed => Verdict::Drop,
         }
-    }
-
-    /// Looks at a frame for the guest: it may come from a caller.
-    pub fn arriving(&self, frame: &[u8]) {
-        if self.published.is_empty() {
-            return;
-        }
-        if let Frame::Whole(Packet { source, protocol: UDP, ports: Some((port, guest_port)), .. }) =
-            packet::read(frame)
-            && self.published.contains(&guest_port)
-        {
-            self.remember(Caller { address: source, port, guest_port }, Instant::now());
-        }
-    }
-
-    fn remember(&self, caller: Caller, now: Instant) {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if callers.len() >= MAX_CALLERS && !callers.contains_key(&caller) {
-            callers.retain(|_, heard| now.saturating_duration_since(*heard) < CALLER_IDLE);
-        }
-        if callers.len() < MAX_CALLERS || callers.contains_key(&caller) {
-            callers.insert(caller, now);
-        }
-    }
-
-    fn is_answer(&self, packet: &Packet) -> bool {
-        let (UDP, Some((guest_port, port))) = (packet.protocol, packet.ports) else { return false };
-        let caller = Caller { address: packet.destination, port, guest_port };
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        callers.get(&caller).is_some_and(|heard| heard.elapsed() < CALLER_IDLE)
     }
 
     fn is_allowed(&self, packet: &Packet) -> bool {
@@ -166,12 +103,12 @@ fn contains(network: IpAddr, prefix: u8, address: IpAddr) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::packet::tests::{frame, to_port};
-    use super::packet::{ICMP, ICMP6, TCP};
+    use super::super::packet::tests::{frame, to_port};
+    use super::super::packet::{ICMP, ICMP6, TCP, UDP};
     use super::*;
 
     fn filter(rules: &[&str]) -> Filter {
-        Filter::new(rules.iter().map(|rule| rule.parse().unwrap()).collect(), vec![4000])
+        Filter::new(rules.iter().map(|rule| rule.parse().unwrap()).collect())
     }
 
     fn passes(filter: &Filter, frame: &[u8]) -> bool {
@@ -230,39 +167,6 @@ mod tests {
         let Verdict::Deny(denial) = filter(&[]).leaving(&to_port("192.0.2.1", TCP, 443)) else { panic!() };
         let wanted = Denial { destination: [192, 0, 2, 1].into(), protocol: TCP, port: Some(443) };
         assert_eq!(denial, wanted);
-    }
-
-    #[test]
-    fn a_caller_is_answered_until_it_is_silent() {
-        let filter = filter(&[]);
-        let answer = to_port("192.0.2.1", UDP, 9999);
-        assert!(!passes(&filter, &answer));
-        let mut call = to_port("10.0.2.15", UDP, 4000);
-        call[26..30].copy_from_slice(&[192, 0, 2, 1]);
-        call[34..36].copy_from_slice(&9999_u16.to_be_bytes());
-        filter.arriving(&call);
-        assert!(passes(&filter, &answer));
-        assert!(!passes(&filter, &to_port("192.0.2.1", UDP, 9998)));
-        assert!(!passes(&filter, &to_port("192.0.2.1", TCP, 9999)));
-        // To a port that is not published nobody calls.
-        call[36..38].copy_from_slice(&4001_u16.to_be_bytes());
-        filter.arriving(&call);
-        assert_eq!(filter.callers.lock().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn callers_are_bounded() {
-        let filter = filter(&[]);
-        let now = Instant::now();
-        let caller = |number: usize| Caller {
-            address: [192, 0, 2, 1].into(),
-            port: u16::try_from(number).unwrap(),
-            guest_port: 4000,
-        };
-        (0..=MAX_CALLERS).for_each(|number| filter.remember(caller(number), now));
-        assert_eq!(filter.callers.lock().unwrap().len(), MAX_CALLERS);
-        filter.remember(caller(MAX_CALLERS + 1), now + CALLER_IDLE);
-        assert_eq!(filter.callers.lock().unwrap().len(), 1);
     }
 
     proptest! {

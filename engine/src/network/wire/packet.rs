@@ -31,7 +31,8 @@ pub enum Frame {
     Whole(Packet),
     /// A fragment, or of a protocol that is not carried.
     NotCarried(Packet),
-    /// What every kernel says to its neighbours without being asked: who hears which multicast group.
+    /// What every kernel says without being asked, and nobody hands on: who hears which multicast group, and ICMP errors,
+    /// for example that nobody listens on a port.
     Chatter,
     /// No packet.
     Malformed,
@@ -78,6 +79,8 @@ fn read4(packet: &[u8]) -> Option<Frame> {
     match protocol {
         TCP | UDP | ICMP if is_fragment => Some(Frame::NotCarried(head)),
         IGMP => Some(Frame::Chatter),
+        // Destination unreachable, time exceeded, parameter problem (RFC 792).
+        ICMP if matches!(body.first(), Some(3 | 11 | 12)) => Some(Frame::Chatter),
         _ => with_ports(head, body),
     }
 }
@@ -94,6 +97,8 @@ fn read6(packet: &[u8]) -> Option<Frame> {
     let head = Packet { source: source.into(), destination: destination.into(), protocol, ports: None };
     match protocol {
         ICMP6 if body.first().is_some_and(|kind| DISCOVERY.contains(kind)) => Some(Frame::Neighbourly),
+        // Errors (RFC 4443, section 2.1).
+        ICMP6 if body.first().is_some_and(|kind| *kind < 128) => Some(Frame::Chatter),
         HOP_BY_HOP if destination.octets().starts_with(&[0xff, 2]) => Some(Frame::Chatter),
         ICMP => Some(Frame::NotCarried(head)),
         _ => with_ports(head, body),
@@ -186,6 +191,8 @@ pub mod tests {
         }
         assert_eq!(read(&frame("ff02::16", HOP_BY_HOP, &[58; 28])), Frame::Chatter);
         assert_eq!(read(&frame("224.0.0.22", IGMP, &[0; 8])), Frame::Chatter);
+        assert_eq!(read(&frame("192.0.2.1", ICMP, &[3; 36])), Frame::Chatter);
+        assert_eq!(read(&frame("2001:db8::1", ICMP6, &[1; 36])), Frame::Chatter);
     }
 
     #[test]

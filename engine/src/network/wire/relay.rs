@@ -1,6 +1,6 @@
 //! Hands frames on between the machine and the user-mode network, and those of the guest through the filter.
 //!
-//! Two threads, one for each direction, that end when either side hangs up. Frames are behind their length, four
+//! A thread for each direction, and one for published UDP ports, that end when either side hangs up. Frames are behind their length, four
 //! bytes, big endian, as passt takes them.
 
 use std::io::{self, BufReader, Read as _, Write as _};
@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::datagrams::Datagrams;
+use super::filter::{Filter, Verdict};
 use super::refusal::refusal;
-use super::{Filter, Verdict};
 use crate::network::services::Denial;
 
 /// Bytes of a frame's length.
@@ -29,22 +30,41 @@ const DENIALS_PER_SECOND: u32 = 20;
 pub struct Relay {
     machine: UnixStream,
     network: UnixStream,
+    filter: Option<Arc<Filter>>,
+    datagrams: Option<Arc<Datagrams>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Relay {
     /// Between the `machine`'s and the `network`'s socket. Nothing passes before [`Relay::start`].
-    pub fn new(machine: OwnedFd, network: OwnedFd) -> Self {
-        Self { machine: machine.into(), network: network.into(), threads: Vec::new() }
+    pub fn new(
+        machine: OwnedFd,
+        network: OwnedFd,
+        filter: Option<Filter>,
+        datagrams: Option<Datagrams>,
+    ) -> Self {
+        Self {
+            machine: machine.into(),
+            network: network.into(),
+            filter: filter.map(Arc::new),
+            datagrams: datagrams.map(Arc::new),
+            threads: Vec::new(),
+        }
     }
 
-    /// Lets pass what `filter` allows, and tells of the rest.
-    pub fn start(&mut self, filter: &Arc<Filter>, on_denied: Box<dyn Fn(Denial) + Send>) -> io::Result<()> {
-        // The machine hears of both.
+    /// What limits the way out.
+    pub fn filter(&self) -> Option<&Arc<Filter>> {
+        self.filter.as_ref()
+    }
+
+    /// Lets pass what the filter allows, tells of the rest, and serves the published ports.
+    pub fn start(&mut self, on_denied: Box<dyn Fn(Denial) + Send>) -> io::Result<()> {
+        // The machine hears of all of them.
         let machine = Arc::new(Mutex::new(self.machine.try_clone()?));
         let (from, to) = (self.machine.try_clone()?, self.network.try_clone()?);
         let mut leaving = Leaving {
-            filter: filter.clone(),
+            filter: self.filter.clone(),
+            datagrams: self.datagrams.clone(),
             machine: machine.clone(),
             network: to,
             pending: Vec::new(),
@@ -52,11 +72,20 @@ impl Relay {
             on_denied,
         };
         self.spawn("egress", move || each_frame(from, |frame, more| leaving.frame(frame, more)))?;
-        let (from, filter) = (self.network.try_clone()?, filter.clone());
+        if let Some(datagrams) = self.datagrams.clone() {
+            let (wire, machine) = (self.machine.try_clone()?, machine.clone());
+            self.spawn("datagrams", move || {
+                datagrams.serve(&wire, |frame| {
+                    let mut bytes = Vec::new();
+                    put(&mut bytes, frame);
+                    write(&machine, &mut bytes)
+                })
+            })?;
+        }
+        let from = self.network.try_clone()?;
         let mut pending = Vec::new();
         self.spawn("ingress", move || {
             each_frame(from, |frame, more| {
-                filter.arriving(frame);
                 put(&mut pending, frame);
                 if more && pending.len() < CHUNK {
                     return Ok(());
@@ -98,7 +127,8 @@ fn hang_up(side: &UnixStream) {
 
 /// The way out of the guest.
 struct Leaving {
-    filter: Arc<Filter>,
+    filter: Option<Arc<Filter>>,
+    datagrams: Option<Arc<Datagrams>>,
     machine: Arc<Mutex<UnixStream>>,
     network: UnixStream,
     /// Frames that passed and are not sent yet.
@@ -108,9 +138,16 @@ struct Leaving {
 }
 
 impl Leaving {
+    fn judge(&self, frame: &[u8]) -> Verdict {
+        if self.datagrams.as_ref().is_some_and(|datagrams| datagrams.answer(frame)) {
+            return Verdict::Drop;
+        }
+        self.filter.as_ref().map_or(Verdict::Pass, |filter| filter.leaving(frame))
+    }
+
     /// One frame; `more` says that the next one is there already.
     fn frame(&mut self, frame: &[u8], more: bool) -> io::Result<()> {
-        match self.filter.leaving(frame) {
+        match self.judge(frame) {
             Verdict::Pass => put(&mut self.pending, frame),
             Verdict::Drop => {}
             Verdict::Deny(denial) => {
@@ -195,11 +232,9 @@ mod tests {
     fn relay(rules: &[&str]) -> (Relay, UnixStream, UnixStream, mpsc::Receiver<Denial>) {
         let ((machine, ours), (network, theirs)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-        let mut relay = Relay::new(machine.into(), network.into());
+        let mut relay = Relay::new(machine.into(), network.into(), Some(Filter::new(rules)), None);
         let (told, hears) = mpsc::channel();
-        relay
-            .start(&Arc::new(Filter::new(rules, Vec::new())), Box::new(move |d| drop(told.send(d))))
-            .unwrap();
+        relay.start(Box::new(move |denial| drop(told.send(denial)))).unwrap();
         (relay, ours, theirs, hears)
     }
 
