@@ -4,7 +4,7 @@ mod process;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::container::record::Record;
 use crate::isolation::Isolation;
@@ -33,10 +33,10 @@ pub enum SecurityError {
 }
 
 /// All that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// `lighter.security.v1`
-    pub schema: &'static str,
+    pub schema: String,
     /// The container.
     pub container: String,
     /// Process ID of its VMM.
@@ -74,7 +74,7 @@ pub struct Report {
 }
 
 /// A file that has a name for the process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct RootFile {
     /// Its path in the process's root.
     pub path: String,
@@ -83,7 +83,7 @@ pub struct RootFile {
 }
 
 /// One open descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct OpenFile {
     /// Its number.
     pub fd: u32,
@@ -94,7 +94,7 @@ pub struct OpenFile {
 }
 
 /// One thread.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Thread {
     /// Its ID.
     pub id: u32,
