@@ -4,8 +4,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -13,6 +13,7 @@ use lighter_tests::harness::{Need, main as run_tests, test};
 use lighter_tests::image::{busybox_reference, run};
 use lighter_tests::lighter::{GUEST_DEADLINE, Installation, binary, finish};
 use lighter_tests::namespace::Namespace;
+use lighter_tests::server::{Server, ask, status};
 use serde_json::{Value, json};
 
 const CURL: &[Need] = &[Need::Program("curl")];
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         test("the_documented_examples_work", GUEST, examples),
         test("streams_and_a_restart_of_the_server_leave_a_container_alone", GUEST, streams),
         test("bad_requests_are_refused_and_named", CURL, bad_requests),
+        test("pages_keys_and_tags_hold_with_two_servers_and_a_restart", &[Need::Kvm], two_servers),
         test("slow_and_vanishing_clients_disturb_nobody", CURL, slow_clients),
         test("a_thousand_connections_are_answered", CURL, many_connections),
         test("ten_thousand_idle_event_streams_are_held", CURL, many_streams),
@@ -35,124 +37,6 @@ fn main() -> ExitCode {
         test("schemathesis_finds_nothing_in_the_engine_api", MADE_UP, schemathesis),
         test("schemathesis_finds_nothing_in_the_microvm_api", MADE_UP, schemathesis_of_a_vmm),
     ])
-}
-
-/// A server with an installation of its own.
-struct Server {
-    installation: Installation,
-    child: Child,
-    socket: PathBuf,
-    options: Vec<String>,
-}
-
-impl Server {
-    fn start(options: &[&str]) -> anyhow::Result<Self> {
-        Self::start_with(Installation::new()?, options)
-    }
-
-    fn start_with(installation: Installation, options: &[&str]) -> anyhow::Result<Self> {
-        let socket = installation.root().join("api.sock");
-        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        let child = Self::spawn(&installation, &socket, &options)?;
-        let server = Server { installation, child, socket, options };
-        server.wait()?;
-        Ok(server)
-    }
-
-    fn spawn(installation: &Installation, socket: &Path, options: &[String]) -> anyhow::Result<Child> {
-        let mut command = installation.command(["serve", "--socket"]);
-        command.arg(socket).args(options).stdout(Stdio::null());
-        let log =
-            std::fs::File::options().create(true).append(true).open(installation.root().join("serve.log"))?;
-        command.stderr(log).spawn().context("cannot start the server")
-    }
-
-    fn wait(&self) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&self.socket).is_err() {
-            ensure!(Instant::now() < end, "the server does not come up: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.installation.root().join("serve.log")).unwrap_or_default()
-    }
-
-    /// Ends it with SIGKILL and starts another one.
-    fn restart(&mut self) -> anyhow::Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        self.child = Self::spawn(&self.installation, &self.socket, &self.options)?;
-        self.wait()
-    }
-
-    fn stream(&self) -> anyhow::Result<UnixStream> {
-        let stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(stream)
-    }
-
-    /// Status and body of the answer to a request.
-    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
-        self.call_as(None, method, path, body)
-    }
-
-    fn call_as(
-        &self,
-        token: Option<&str>,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-    ) -> anyhow::Result<(u16, Value)> {
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\n{token}content-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        );
-        let answer = self.raw((head + &body).as_bytes())?;
-        let text = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((status(&answer)?, serde_json::from_str(text).unwrap_or(Value::String(text.to_owned()))))
-    }
-
-    /// The same where it has to succeed.
-    fn good(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let (status, answer) = self.call(method, path, body)?;
-        ensure!((200..300).contains(&status), "{method} {path}: {status} {answer}");
-        Ok(answer)
-    }
-
-    /// Everything that comes back for these bytes.
-    fn raw(&self, bytes: &[u8]) -> anyhow::Result<String> {
-        let mut stream = self.stream()?;
-        stream.set_read_timeout(Some(GUEST_DEADLINE))?;
-        // A server that refuses closes before it has read everything.
-        let _ = stream.write_all(bytes);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
-        let end = Instant::now() + Duration::from_secs(15);
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > end {
-                let _ = self.child.kill();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-fn status(answer: &str) -> anyhow::Result<u16> {
-    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    status.with_context(|| format!("no answer: {answer:?}"))
 }
 
 /// A body for a container of busybox.
@@ -202,8 +86,6 @@ fn streams() -> anyhow::Result<()> {
     child.stdin.take().context("no stdin")?.write_all(&vec![b'x'; 300_000])?;
     let output = finish(child, GUEST_DEADLINE)?;
     ensure!(output.stdout.len() == 300_000 && output.status.code() == Some(7), "{output:?}");
-    let refused = server.installation.output([host.as_str(), "snapshot", "ls"])?;
-    ensure!(String::from_utf8_lossy(&refused.stderr).contains("these do: create"), "{refused:?}");
     // Attached, the server dies, and nothing else does.
     let mut attached = server.stream()?;
     let head = "POST /v1/containers/one/attach?stdin=true HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: lighter-frames\r\n\r\n";
@@ -285,6 +167,92 @@ fn bad_requests() -> anyhow::Result<()> {
     {
         ensure!(server.call(method, path, None)?.0 == 404, "{path}");
     }
+    Ok(())
+}
+
+/// Containers that are only created, by two servers of one installation.
+fn two_servers() -> anyhow::Result<()> {
+    let mut server = Server::start(&[])?;
+    let second = server.second()?;
+    let image = busybox_reference()?;
+    let body = |name: &str| json!({"name": name, "image": image, "cold": true, "network": {"mode": "none"}});
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let made = server.good("POST", "/v1/containers", Some(&body(&format!("c{number}"))))?;
+        ids.push(made["id"].as_str().context("no ID")?.to_owned());
+    }
+    // Pages: newest first; what goes and comes meanwhile leaves out nothing and shows nothing twice.
+    let names = |page: &Value| -> Vec<String> {
+        let items = page["items"].as_array().cloned().unwrap_or_default();
+        items.iter().map(|item| item["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let page = server.good("GET", "/v1/containers?limit=2", None)?;
+    ensure!(names(&page) == ["c4", "c3"], "{page}");
+    server.installation.stdout(["rm", "c3"])?;
+    server.installation.stdout(["create", "--cold", "--network", "none", "--name", "new", &image])?;
+    let next = format!("/v1/containers?limit=2&cursor={}", page["next"].as_str().context("no next")?);
+    for socket in [&server.socket, &second.socket] {
+        let (_, _, page) = ask(socket, "GET", &next, "x: y", None)?;
+        ensure!(names(&page) == ["c2", "c1"], "{page}");
+        let rest = format!("/v1/containers?cursor={}", page["next"].as_str().context("no next")?);
+        let (_, _, page) = ask(socket, "GET", &rest, "x: y", None)?;
+        ensure!(names(&page) == ["c0"] && page["next"].is_null(), "{page}");
+    }
+    // One key, one container: again, after a restart, and of two servers at once.
+    let key = "idempotency-key: k1";
+    let post =
+        |socket: &Path, key: &str, body: &Value| ask(socket, "POST", "/v1/containers", key, Some(body));
+    let (status, _, made) = post(&server.socket, key, &body("keyed"))?;
+    ensure!(status == 201, "{made}");
+    server.restart()?;
+    for socket in [&server.socket, &second.socket] {
+        let (status, head, again) = post(socket, key, &body("keyed"))?;
+        ensure!(
+            status == 200 && again["id"] == made["id"] && head.contains("idempotent-replayed"),
+            "{again}"
+        );
+        let (status, _, other) = post(socket, key, &body("other"))?;
+        ensure!(status == 422 && other["type"] == "/v1/problems/key-reused", "{other}");
+    }
+    let at_once = |ask: &(dyn Fn(&Path) -> anyhow::Result<u16> + Sync)| -> anyhow::Result<Vec<u16>> {
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = [&server.socket, &second.socket, &server.socket, &second.socket]
+                .into_iter()
+                .map(|socket| scope.spawn(|| ask(socket)))
+                .collect();
+            let joined =
+                asking.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("broke down"))?);
+            joined.collect()
+        })
+    };
+    let nameless = json!({"image": image, "cold": true, "network": {"mode": "none"}, "labels": {"race": ""}});
+    let raced = at_once(&|socket| Ok(post(socket, "idempotency-key: k2", &nameless)?.0))?;
+    let made = server.good("GET", "/v1/containers?label=race", None)?;
+    ensure!(
+        names(&made).len() == 1 && raced.iter().filter(|status| **status == 201).count() == 1,
+        "{raced:?} {made}"
+    );
+    ensure!(raced.iter().all(|status| matches!(status, 200 | 201 | 409)), "{raced:?}");
+    // One tag, one change.
+    let path = format!("/v1/containers/{}", ids[0]);
+    let (_, head, _) = ask(&server.socket, "GET", &path, "x: y", None)?;
+    let tag = head.lines().find_map(|line| line.strip_prefix("etag: ")).context("no etag")?;
+    let change = json!({"restart": "on-failure:3"});
+    let if_match = format!("if-match: {tag}");
+    let mut raced = at_once(&|socket| Ok(ask(socket, "PATCH", &path, &if_match, Some(&change))?.0))?;
+    raced.sort_unstable();
+    ensure!(raced == [200, 412, 412, 412], "{raced:?}");
+    // Events: all since a time, and what comes behind one that was read.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() + 1;
+    let all = format!("/v1/events?since=0&until={now}&type=container");
+    let (_, _, told) = ask(&server.socket, "GET", &all, "x: y", None)?;
+    let told = told.as_str().unwrap_or_default().to_owned();
+    let seen: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    ensure!(seen.len() >= 7, "{told}");
+    let (_, _, rest) = ask(&second.socket, "GET", &all, &format!("last-event-id: {}", seen[3]), None)?;
+    let rest = rest.as_str().unwrap_or_default().to_owned();
+    let left: Vec<&str> = rest.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    ensure!(left == seen[4..], "{left:?} instead of {:?}", &seen[4..]);
     Ok(())
 }
 
@@ -480,9 +448,8 @@ os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); os.execv(sys.arg
     command.args(["-c", script]).arg(binary()).arg(&socket);
     command.env("LIGHTER_ROOT", installation.root()).env("LIGHTER_RUN", installation.run_directory());
     let child = command.stderr(Stdio::null()).spawn()?;
-    let server = Server { installation, child, socket, options: Vec::new() };
-    server.wait()?;
-    ensure!(server.good("GET", "/v1/version", None)?["api"] == "1.0");
+    let server = Server::started(installation, child, socket)?;
+    ensure!(server.good("GET", "/v1/version", None)?["api"] == "1.1");
     Ok(())
 }
 

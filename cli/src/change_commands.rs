@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use engine::container::record;
 use engine::dirs::Dirs;
-use engine::files::{CopyOptions, FilesError, Guest};
+use engine::files::{CopyOptions, FilesError, Guest, Source};
 use engine::verbs;
 use images::Reference;
 use serde_json::json;
@@ -21,9 +21,9 @@ use crate::output::{self, Format};
 pub struct DiffArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: Format,
+    pub format: Format,
     /// Name or ID
-    container: String,
+    pub container: String,
 }
 
 /// `lighter cp`
@@ -31,17 +31,17 @@ pub struct DiffArgs {
 pub struct CopyArgs {
     /// Keep owners
     #[arg(short, long)]
-    archive: bool,
+    pub archive: bool,
     /// Follow a link that SOURCE is
     #[arg(short = 'L', long)]
-    follow_link: bool,
+    pub follow_link: bool,
     /// Print nothing
     #[arg(short, long)]
-    quiet: bool,
+    pub quiet: bool,
     /// CONTAINER:PATH, a path of the host, or - for a tar archive from stdin
-    source: String,
+    pub source: String,
     /// CONTAINER:PATH, a path of the host, or - for a tar archive to stdout
-    destination: String,
+    pub destination: String,
 }
 
 /// `lighter export`
@@ -49,9 +49,9 @@ pub struct CopyArgs {
 pub struct ExportArgs {
     /// Write to this file [default: stdout]
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
     /// Name or ID
-    container: String,
+    pub container: String,
 }
 
 /// `lighter commit`
@@ -59,15 +59,15 @@ pub struct ExportArgs {
 pub struct CommitArgs {
     /// What the new image says of itself.
     #[command(flatten)]
-    edit: EditArgs,
+    pub edit: EditArgs,
     /// Who made it
     #[arg(short, long, value_name = "TEXT")]
-    author: Option<String>,
+    pub author: Option<String>,
     /// Name or ID
-    container: String,
+    pub container: String,
     /// The image's name [default: its ID]
     #[arg(value_name = "NAME[:TAG]")]
-    name: Option<Reference>,
+    pub name: Option<Reference>,
 }
 
 /// Prints what a container changed in its image.
@@ -98,14 +98,16 @@ pub fn copy(dirs: &Dirs, args: &CopyArgs) -> anyhow::Result<()> {
         }
         (Place::Container(name, path), Place::Stream) => {
             let mut out = archive_out(None)?;
-            with_guest(dirs, name, |guest| guest.copy_out_archive(path, options, &mut *out))
+            with_guest(dirs, name, |guest| guest.copy_out_archive(path, None, options, &mut *out))
         }
         (Place::Host(source), Place::Container(name, path)) => {
             with_guest(dirs, name, |guest| guest.copy_in(source, path, options))
         }
         (Place::Stream, Place::Container(name, path)) => {
             ensure!(!stdin().is_terminal(), "nothing to copy: - means a tar archive from stdin");
-            with_guest(dirs, name, |guest| guest.copy_in_archive(&mut stdin().lock(), path, options))
+            with_guest(dirs, name, |guest| {
+                guest.copy_in_archive(&mut stdin().lock(), Source::Archive, path, options)
+            })
         }
         (Place::Container(..), Place::Container(..)) => {
             bail!("one side has to be this host: copy through `lighter cp A:PATH - | lighter cp - B:PATH`")
@@ -139,15 +141,18 @@ fn with_guest<T>(
 }
 
 /// One side of a copy.
-enum Place<'a> {
+pub enum Place<'a> {
+    /// Its name, and the path in it.
     Container(&'a str, &'a str),
+    /// A path of this host.
     Host(&'a Path),
+    /// An archive from stdin or to stdout.
     Stream,
 }
 
 impl<'a> Place<'a> {
     /// As Docker does: a path that begins with a dot or slash is the host's, whatever is in it.
-    fn parse(text: &'a str) -> Self {
+    pub fn parse(text: &'a str) -> Self {
         match text.split_once(':') {
             _ if text == "-" => Self::Stream,
             Some((name, path)) if !text.starts_with(['/', '.']) && !name.contains('/') => {
@@ -158,7 +163,8 @@ impl<'a> Place<'a> {
     }
 }
 
-fn archive_out(path: Option<&Path>) -> anyhow::Result<Box<dyn Write>> {
+/// Where an archive goes: a file, or stdout if that is no terminal.
+pub fn archive_out(path: Option<&Path>) -> anyhow::Result<Box<dyn Write>> {
     match path {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
-use compare::{Column, Group, Options, html, table};
+use compare::{Column, Group, Options, Report, html, table};
 use engine::dirs::Dirs;
 use engine::session::signals::Signals;
 
@@ -29,35 +29,35 @@ const MAX_RUNS: usize = 1000;
 pub struct CompareArgs {
     /// Starts of each kind, up to 1000 [default: 10, with --quick 2]
     #[arg(long, value_name = "N")]
-    runs: Option<usize>,
+    pub runs: Option<usize>,
     /// Measure only this
     #[arg(long, value_enum, value_name = "GROUP", value_delimiter = ',')]
-    only: Vec<GroupName>,
+    pub only: Vec<GroupName>,
     /// Compare only these
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
-    isolation: Vec<IsolationKind>,
+    pub isolation: Vec<IsolationKind>,
     /// Less exact, within 90 seconds
     #[arg(long)]
-    quick: bool,
+    pub quick: bool,
     /// End with what there is after this time [default: 10m, with --quick 80s]
     #[arg(long, value_name = "TIME")]
-    limit: Option<String>,
+    pub limit: Option<String>,
     /// How to show it
     #[arg(long, value_enum, default_value_t)]
-    format: CompareFormat,
+    pub format: CompareFormat,
     /// Write it to a file
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
     /// The image
-    image: String,
+    pub image: String,
     /// What to run in it [default: what the image says]
     #[arg(last = true)]
-    command: Vec<String>,
+    pub command: Vec<String>,
 }
 
 /// `--format`
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum CompareFormat {
+pub enum CompareFormat {
     /// For people
     #[default]
     Table,
@@ -69,7 +69,7 @@ enum CompareFormat {
 
 /// `--only`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum GroupName {
+pub enum GroupName {
     /// From the command to its first byte of output
     Start,
     /// Disk and memory
@@ -122,18 +122,23 @@ pub fn compare(dirs: &Dirs, args: &CompareArgs) -> anyhow::Result<u8> {
     };
     let stop = stop_on_signals()?;
     let report = compare::run(&options, &stop, &|what| eprintln!("lighter: {what}"))?;
+    show(&report, args)?;
+    let stopped = stop.load(std::sync::atomic::Ordering::Relaxed);
+    Ok(if stopped { EXIT_STOPPED } else { 0 })
+}
+
+/// Shows what was measured, as the options say.
+pub fn show(report: &Report, args: &CompareArgs) -> anyhow::Result<()> {
     let text = match args.format {
-        CompareFormat::Table => table::render(&report),
-        CompareFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
-        CompareFormat::Html => html::render(&report),
+        CompareFormat::Table => table::render(report),
+        CompareFormat::Json => serde_json::to_string_pretty(report)? + "\n",
+        CompareFormat::Html => html::render(report),
     };
     match &args.output {
         Some(path) => std::fs::write(path, text)
-            .with_context(|| format!("cannot write the report to {}", path.display()))?,
-        None => output::print(&text)?,
+            .with_context(|| format!("cannot write the report to {}", path.display())),
+        None => output::print(&text),
     }
-    let stopped = stop.load(std::sync::atomic::Ordering::Relaxed);
-    Ok(if stopped { EXIT_STOPPED } else { 0 })
 }
 
 /// Set by the first SIGINT or SIGTERM: what runs is ended in order, and what was measured is shown.

@@ -44,8 +44,8 @@ pub struct InspectContainerArgs {
     /// What the process that runs the machine really holds, as a table or with --format json
     #[arg(long)]
     pub security: bool,
-    /// Print this template instead, for example '{{.State.Status}}'
-    #[arg(short, long, value_name = "TEMPLATE")]
+    /// How to print: json, which it is anyway, or a template such as '{{.State.Status}}'
+    #[arg(short, long, value_name = "FORMAT")]
     pub format: Option<String>,
     /// Names or IDs of containers, or else of images
     #[arg(required = true, value_name = "CONTAINER|IMAGE")]
@@ -208,6 +208,9 @@ pub struct PruneContainersArgs {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: crate::output::Format,
 }
 
 /// `lighter generate systemd`

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use engine::dirs::Dirs;
 use engine::intake;
 use images::commit::{Change, CommitOptions, LayerCompression};
+use images::fetch::{self, FetchLimits};
 use images::pull::{LoadFrom, PullPolicy};
 use images::push::PushOptions;
 use images::save::ArchiveKind;
@@ -25,10 +26,10 @@ use crate::progress::Bars;
 pub struct TagArgs {
     /// Name or ID
     #[arg(value_name = "IMAGE")]
-    image: String,
+    pub image: String,
     /// The name that it gets beside those that it has
     #[arg(value_name = "NAME[:TAG]")]
-    name: Reference,
+    pub name: Reference,
 }
 
 /// `lighter history`
@@ -36,12 +37,12 @@ pub struct TagArgs {
 pub struct HistoryArgs {
     /// Show commands whole
     #[arg(long)]
-    no_trunc: bool,
+    pub no_trunc: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: Format,
+    pub format: Format,
     /// Name or ID
-    image: String,
+    pub image: String,
 }
 
 /// `lighter push`
@@ -49,17 +50,17 @@ pub struct HistoryArgs {
 pub struct PushArgs {
     /// How to talk to the registry.
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub registry: RegistryArgs,
     /// Print only the digest
     #[arg(short, long)]
-    quiet: bool,
+    pub quiet: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: Format,
+    pub format: Format,
     /// Name or ID
-    image: String,
+    pub image: String,
     /// Where it goes [default: the registry of its name]
-    destination: Option<Reference>,
+    pub destination: Option<Reference>,
 }
 
 /// `lighter save`
@@ -67,18 +68,18 @@ pub struct PushArgs {
 pub struct SaveArgs {
     /// Write to this file [default: stdout]
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
     /// What kind of archive
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-    format: Kind,
+    pub format: Kind,
     /// Names or IDs
     #[arg(required = true, value_name = "IMAGE")]
-    images: Vec<String>,
+    pub images: Vec<String>,
 }
 
 /// `save --format`
 #[derive(Clone, Copy, Default, ValueEnum)]
-enum Kind {
+pub enum Kind {
     /// What `docker load` and `podman load` read
     #[default]
     DockerArchive,
@@ -91,13 +92,13 @@ enum Kind {
 pub struct LoadArgs {
     /// The archive, or a directory with an OCI image layout [default: stdin]
     #[arg(short, long, value_name = "PATH")]
-    input: Option<PathBuf>,
+    pub input: Option<PathBuf>,
     /// Platform to choose from a multi-platform image [default: the host's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    platform: Option<Platform>,
+    pub platform: Option<Platform>,
     /// Print nothing
     #[arg(short, long)]
-    quiet: bool,
+    pub quiet: bool,
 }
 
 /// `lighter import`
@@ -105,15 +106,15 @@ pub struct LoadArgs {
 pub struct ImportArgs {
     /// What the new image says of itself.
     #[command(flatten)]
-    edit: EditArgs,
+    pub edit: EditArgs,
     /// Platform of the programs in it [default: the host's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    platform: Option<Platform>,
-    /// A tar file (plain, gzip or zstd) whose root is the image's; - for stdin
-    file: PathBuf,
+    pub platform: Option<Platform>,
+    /// A tar file (plain, gzip or zstd) whose root is the image's, or its address, http://… or https://…; - for stdin
+    pub file: PathBuf,
     /// The image's name [default: its ID]
     #[arg(value_name = "NAME[:TAG]")]
-    name: Option<Reference>,
+    pub name: Option<Reference>,
 }
 
 /// What a new image says of itself: `commit` and `import`.
@@ -121,18 +122,18 @@ pub struct ImportArgs {
 pub struct EditArgs {
     /// A Dockerfile instruction that edits the configuration, such as 'CMD ["sh"]' or 'ENV A=1'
     #[arg(short, long, value_name = "INSTRUCTION")]
-    change: Vec<Change>,
+    pub change: Vec<Change>,
     /// Shown by `history`
     #[arg(short, long, value_name = "TEXT")]
-    message: Option<String>,
+    pub message: Option<String>,
     /// How the layer is compressed
     #[arg(long, value_enum, default_value_t, value_name = "METHOD")]
-    compression: Method,
+    pub compression: Method,
 }
 
 /// `--compression`
 #[derive(Clone, Copy, Default, ValueEnum)]
-enum Method {
+pub enum Method {
     /// Runs everywhere
     #[default]
     Gzip,
@@ -162,8 +163,6 @@ pub fn tag(dirs: &Dirs, args: &TagArgs) -> anyhow::Result<()> {
 
 /// Prints how an image was built.
 pub fn history(dirs: &Dirs, args: &HistoryArgs) -> anyhow::Result<()> {
-    /// Characters of a command that are shown.
-    const SHOWN: usize = 60;
     let image = Store::open(&dirs.data)?.image(&args.image)?;
     let steps = history::of(&image);
     if args.format == Format::Json {
@@ -171,18 +170,29 @@ pub fn history(dirs: &Dirs, args: &HistoryArgs) -> anyhow::Result<()> {
             &json!({"schema": "lighter.history.v1", "name": image.name, "steps": steps}),
         );
     }
+    let rows = steps
+        .into_iter()
+        .map(|step| (step.created, step.created_by, step.layer.map_or(0, |layer| layer.size), step.comment));
+    print_history(rows, args.no_trunc)
+}
+
+/// A step of a build: when, by which command, bytes of its layer, a comment.
+pub type HistoryRow = (Option<String>, Option<String>, u64, Option<String>);
+
+/// Prints how an image was built as a table.
+pub fn print_history(rows: impl Iterator<Item = HistoryRow>, no_trunc: bool) -> anyhow::Result<()> {
+    /// Characters of a command that are shown.
+    const SHOWN: usize = 60;
     let mut table = output::table(&["CREATED", "CREATED BY", "SIZE", "COMMENT"]);
-    for step in steps {
-        let line: String =
-            step.created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-        let shown: String = match args.no_trunc || line.chars().count() <= SHOWN {
+    for (created, created_by, size, comment) in rows {
+        let line: String = created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+        let shown: String = match no_trunc || line.chars().count() <= SHOWN {
             true => line,
             false => line.chars().take(SHOWN - 1).chain(['…']).collect(),
         };
-        let created = step.created.unwrap_or_default();
+        let created = created.unwrap_or_default();
         let seconds = created.split(['.', 'Z']).next().unwrap_or_default().replace('T', " ");
-        let size = step.layer.map_or(0, |layer| layer.size);
-        table.add_row([seconds, shown, output::human_size(size), step.comment.unwrap_or_default()]);
+        table.add_row([seconds, shown, output::human_size(size), comment.unwrap_or_default()]);
     }
     output::print_table(&table)
 }
@@ -255,6 +265,8 @@ pub fn import(dirs: &Dirs, args: ImportArgs) -> anyhow::Result<()> {
     let mut file: Box<dyn Read + Send> = if args.file == Path::new("-") {
         ensure!(!stdin().is_terminal(), "nothing to import: name a file, or use a pipe");
         Box::new(stdin())
+    } else if let Some(url) = args.file.to_str().filter(|text| fetch::is_url(text)) {
+        Box::new(fetch::open(url, FetchLimits::default())?)
     } else {
         Box::new(File::open(&args.file).with_context(|| format!("cannot open {}", args.file.display()))?)
     };

@@ -16,14 +16,14 @@ use crate::output;
 #[derive(Args)]
 pub struct CompletionArgs {
     /// The shell
-    shell: Shell,
+    pub shell: Shell,
 }
 
 /// `lighter generate man`
 #[derive(Args)]
 pub struct ManArgs {
     /// Directory for the pages, which must be there
-    directory: PathBuf,
+    pub directory: PathBuf,
 }
 
 /// Prints what completes commands, from the same definitions as the commands themselves.

@@ -73,8 +73,8 @@ pub fn inspect(dirs: &Dirs, args: &InspectContainerArgs) -> anyhow::Result<()> {
         };
         found.push(value);
     }
-    match &args.format {
-        None => output::print_json(&found),
+    match args.format.as_deref() {
+        None | Some("json") => output::print_json(&found),
         Some(template) => {
             let lines =
                 found.iter().map(|value| template_format::fill(template, value).map(|line| line + "\n"));

@@ -10,6 +10,8 @@ mod exchange_commands;
 mod generate_commands;
 mod image_commands;
 mod intake_command;
+#[cfg(test)]
+mod json_tests;
 mod keep_command;
 mod lifecycle_commands;
 mod lifetime_options;
@@ -79,7 +81,12 @@ fn execute(cli: Cli, trace: Trace) -> anyhow::Result<u8> {
     if let Command::Warden(options) = &cli.command {
         return Ok(warden_command::run(options));
     }
-    let local = matches!(cli.command, Command::Keep(_) | Command::Serve(_) | Command::Generate(_));
+    let local = matches!(
+        cli.command,
+        Command::Keep(_)
+            | Command::Serve(_)
+            | Command::Generate(GenerateCommand::Completion(_) | GenerateCommand::Man(_))
+    );
     if let Some(host) = cli.host.as_ref().filter(|host| !host.is_empty() && !local) {
         return remote::execute(host, cli.command);
     }

@@ -182,7 +182,8 @@ fn connect(dirs: &Dirs, networks: &Networks, args: &ConnectArgs) -> anyhow::Resu
     Ok(verbs::connect_network(dirs, &record, &endpoint)?)
 }
 
-fn labels(texts: &[String]) -> BTreeMap<String, String> {
+/// `--label`
+pub fn labels(texts: &[String]) -> BTreeMap<String, String> {
     let pair = |text: &String| {
         text.split_once('=').map_or((text.clone(), String::new()), |(key, value)| (key.into(), value.into()))
     };

@@ -16,19 +16,19 @@ use crate::options::resources::ResourceArgs;
 pub struct UpdateArgs {
     /// Processor time in CPUs, at most as many as the machine has
     #[arg(long, value_name = "N")]
-    cpus: Option<String>,
+    pub cpus: Option<String>,
     /// Memory, with unit b, k, m or g: up to what it was started with while it runs, any size while it does not
     #[arg(short, long, value_name = "SIZE")]
-    memory: Option<String>,
+    pub memory: Option<String>,
     /// What it may take of its host.
     #[command(flatten)]
-    resources: ResourceArgs,
+    pub resources: ResourceArgs,
     /// When it is started again: no, on-failure[:TIMES], always, unless-stopped; counts from its next start on
     #[arg(long, value_name = "POLICY")]
-    restart: Option<String>,
+    pub restart: Option<String>,
     /// Names or IDs
     #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    pub containers: Vec<String>,
 }
 
 /// Changes limits.

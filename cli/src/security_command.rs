@@ -9,16 +9,20 @@ use crate::output::{self, Format};
 
 /// Shows what the VMM of each container holds.
 pub fn show(dirs: &Dirs, names: &[String], format: Option<&str>) -> anyhow::Result<()> {
+    let report = |name: &String| {
+        let record = record::find(dirs, name)?;
+        security::inspect(&record).with_context(|| format!("cannot inspect {name}"))
+    };
+    print_all(&names.iter().map(report).collect::<anyhow::Result<Vec<_>>>()?, format)
+}
+
+/// Prints what the VMMs of containers hold.
+pub fn print_all(reports: &[Report], format: Option<&str>) -> anyhow::Result<()> {
     let format = match format {
         None | Some("table") => Format::Table,
         Some("json") => Format::Json,
         Some(other) => anyhow::bail!("--security shows `table` or `json`, not {other:?}"),
     };
-    let report = |name: &String| {
-        let record = record::find(dirs, name)?;
-        security::inspect(&record).with_context(|| format!("cannot inspect {name}"))
-    };
-    let reports = names.iter().map(report).collect::<anyhow::Result<Vec<_>>>()?;
     match format {
         Format::Json => output::print_json(&reports),
         Format::Table => reports.iter().try_for_each(print),

@@ -164,7 +164,7 @@ fn detached(link: engine::session::link::Link) -> anyhow::Result<u8> {
 }
 
 /// Gives the process our streams until it ends or we detach.
-fn stay(
+pub fn stay(
     peer: Peer,
     manner: Manner,
     interactive: bool,
@@ -185,11 +185,11 @@ fn stay(
 }
 
 /// The size of our terminal, if we have one.
-fn own_size() -> Option<engine::TerminalSize> {
+pub fn own_size() -> Option<engine::TerminalSize> {
     terminal::size(std::io::stdout())
 }
 
-fn write_cidfile(path: &Path, id: &str) -> anyhow::Result<()> {
+pub fn write_cidfile(path: &Path, id: &str) -> anyhow::Result<()> {
     let mut file = std::fs::File::create_new(path)
         .with_context(|| format!("cannot make the file {} of --cidfile", path.display()))?;
     file.write_all(id.as_bytes()).with_context(|| format!("cannot write {}", path.display()))

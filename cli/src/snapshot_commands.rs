@@ -26,7 +26,7 @@ pub enum SnapshotCommand {
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// Show all that is known of snapshots, as JSON
-    Inspect(NamesArgs),
+    Inspect(InspectArgs),
     /// Remove snapshots
     Rm(NamesArgs),
     /// Write a snapshot to one file, for another machine
@@ -44,11 +44,11 @@ pub enum SnapshotCommand {
 pub struct SnapshotPushArgs {
     /// How to talk to the registry.
     #[command(flatten)]
-    registry: TlsArgs,
+    pub registry: TlsArgs,
     /// The snapshot
-    snapshot: String,
+    pub snapshot: String,
     /// Where to: REGISTRY/NAME:TAG
-    reference: Reference,
+    pub reference: Reference,
 }
 
 /// `lighter snapshot pull`
@@ -56,11 +56,11 @@ pub struct SnapshotPushArgs {
 pub struct SnapshotPullArgs {
     /// How to talk to the registry.
     #[command(flatten)]
-    registry: TlsArgs,
+    pub registry: TlsArgs,
     /// Where from: REGISTRY/NAME:TAG
-    reference: Reference,
+    pub reference: Reference,
     /// Name of the snapshot here
-    name: String,
+    pub name: String,
 }
 
 /// How to talk to a registry, where there are no platforms.
@@ -69,7 +69,7 @@ pub struct TlsArgs {
     /// Insist on HTTPS with a valid certificate, except on loopback
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", action = clap::ArgAction::Set)]
-    tls_verify: bool,
+    pub tls_verify: bool,
 }
 
 impl TlsArgs {
@@ -82,9 +82,9 @@ impl TlsArgs {
 #[derive(Args)]
 pub struct CreateArgs {
     /// The container
-    container: String,
+    pub container: String,
     /// Name of the snapshot [default: the container's name]
-    name: Option<String>,
+    pub name: Option<String>,
 }
 
 /// `lighter snapshot ls`
@@ -92,7 +92,18 @@ pub struct CreateArgs {
 pub struct LsArgs {
     /// Table or JSON
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
+}
+
+/// `lighter snapshot inspect`
+#[derive(Args)]
+pub struct InspectArgs {
+    /// How to print; there is only JSON
+    #[arg(long, value_enum, default_value_t = Format::Json, value_name = "FORMAT")]
+    pub format: Format,
+    /// The snapshots
+    #[arg(required = true)]
+    pub snapshots: Vec<String>,
 }
 
 /// Names of snapshots.
@@ -100,48 +111,48 @@ pub struct LsArgs {
 pub struct NamesArgs {
     /// The snapshots
     #[arg(required = true)]
-    snapshots: Vec<String>,
+    pub snapshots: Vec<String>,
 }
 
 /// `lighter snapshot export`
 #[derive(Args)]
 pub struct ExportArgs {
     /// The snapshot
-    snapshot: String,
+    pub snapshot: String,
     /// The file to make
-    file: PathBuf,
+    pub file: PathBuf,
 }
 
 /// `lighter snapshot import`
 #[derive(Args)]
 pub struct ImportArgs {
     /// What `lighter snapshot export` wrote
-    file: PathBuf,
+    pub file: PathBuf,
     /// Name of the snapshot here
-    name: String,
+    pub name: String,
 }
 
 /// `lighter restore`
 #[derive(Args)]
 pub struct RestoreArgs {
     /// The snapshot
-    snapshot: String,
+    pub snapshot: String,
     /// Name of the new container [default: two words]
     #[arg(long)]
-    name: Option<String>,
+    pub name: Option<String>,
 }
 
 /// `lighter clone`
 #[derive(Args)]
 pub struct CloneArgs {
     /// The running container
-    container: String,
+    pub container: String,
     /// How many copies
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    number: u32,
+    pub number: u32,
     /// Name of the copy; of several ones, NAME-1, NAME-2 and so on [default: two words each]
     #[arg(long)]
-    name: Option<String>,
+    pub name: Option<String>,
 }
 
 /// `lighter snapshot ...`

@@ -1,10 +1,9 @@
 //! `lighter stats`: what containers cost the host, and what their guests believe.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
-use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use engine::container::record;
 use engine::dirs::Dirs;
@@ -24,17 +23,17 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct StatsArgs {
     /// Print once
     #[arg(long)]
-    no_stream: bool,
+    pub no_stream: bool,
     /// How to print; prometheus prints once
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: StatsFormat,
+    pub format: StatsFormat,
     /// Names or IDs [default: all that run]
-    containers: Vec<String>,
+    pub containers: Vec<String>,
 }
 
 /// `--format`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum StatsFormat {
+pub enum StatsFormat {
     /// For people
     #[default]
     Table,
@@ -68,7 +67,11 @@ pub fn stats(dirs: &Dirs, args: &StatsArgs) -> anyhow::Result<()> {
 
 /// The same over the API.
 pub fn remote(client: &Client, args: &StatsArgs) -> anyhow::Result<()> {
-    ensure!(args.format != StatsFormat::Prometheus, "--host: the server's /metrics is what Prometheus reads");
+    if args.format == StatsFormat::Prometheus {
+        let mut text = String::new();
+        client.send("GET", "/metrics", None, &[])?.read_to_string(&mut text)?;
+        return output::print(&text);
+    }
     let names = match args.containers.as_slice() {
         [] => client
             .get::<ContainerList>("/v1/containers?live=true&limit=1000")?

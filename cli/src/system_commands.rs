@@ -58,17 +58,24 @@ pub fn confirm(force: bool, verb: &str, question: &str) -> anyhow::Result<()> {
 /// `lighter container prune`
 pub fn prune_containers(dirs: &Dirs, args: &PruneContainersArgs) -> anyhow::Result<()> {
     confirm(args.force, "container prune", "Remove all containers that do not run?")?;
-    let removed = verbs::prune(dirs)?;
-    output::print(&removed.iter().map(|id| format!("{id}\n")).collect::<String>())
+    pruned_containers(&verbs::prune(dirs)?, args.format)
 }
+
+/// Prints the IDs of containers that were removed.
+pub fn pruned_containers(removed: &[String], format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => output::print_json(&json!({"schema": "lighter.prune.v1", "containers": removed})),
+        Format::Table => output::print(&removed.iter().map(|id| format!("{id}\n")).collect::<String>()),
+    }
+}
+
+/// What `system prune` asks.
+pub const PRUNE: &str = "Remove containers that do not run, unfinished downloads, templates and everything that no \
+                         image needs?";
 
 /// Removes what no image needs.
 pub fn prune(dirs: &Dirs, args: &PruneArgs) -> anyhow::Result<()> {
-    confirm(
-        args.force,
-        "system prune",
-        "Remove containers that do not run, unfinished downloads, templates and everything that no image needs?",
-    )?;
+    confirm(args.force, "system prune", PRUNE)?;
     let containers = verbs::prune(dirs)?;
     let collected = Store::open(&dirs.data)?.prune()?;
     let templates = TemplateStore::new(dirs).prune();

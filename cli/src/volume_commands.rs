@@ -126,7 +126,7 @@ fn create(dirs: &Dirs, store: &VolumeStore, args: &CreateArgs) -> anyhow::Result
 }
 
 /// Bytes of the disk that `--opt` asks for, if it does.
-fn disk_size(options: &[String]) -> anyhow::Result<Option<u64>> {
+pub fn disk_size(options: &[String]) -> anyhow::Result<Option<u64>> {
     let (mut is_disk, mut size) = (false, None);
     for option in options {
         match option.split_once('=') {

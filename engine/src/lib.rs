@@ -40,5 +40,5 @@ pub mod trace;
 pub mod verbs;
 pub mod volumes;
 
-pub use agent_protocol::message::{GuestLimits, HostMessage, TerminalSize};
+pub use agent_protocol::message::{ExitStatus, FailureKind, GuestLimits, HostMessage, TerminalSize};
 pub use agent_protocol::{MAX_CHUNK, PROTOCOL_VERSION, STDIN_WINDOW};

@@ -65,6 +65,11 @@ impl Call {
         Ok(engine::verbs::running(self.dirs(), self.name())?)
     }
 
+    /// All containers of the caller, oldest first.
+    pub fn containers(&self) -> Vec<Arc<Record>> {
+        self.service.records.list(self.dirs())
+    }
+
     /// A parameter of the query.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

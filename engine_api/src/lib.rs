@@ -13,6 +13,7 @@ mod body;
 mod call;
 pub mod client;
 mod convert;
+mod exclusive;
 mod hub;
 mod log;
 mod metrics;

@@ -10,7 +10,7 @@ use crate::problem::{Kind, ProblemBody};
 use crate::reply::{EVENTS, JSON, PROBLEM};
 
 /// Version of the API. The second number grows with what is added; what is there stays.
-pub const VERSION: &str = "1.0";
+pub const VERSION: &str = "1.1";
 
 /// The document as text.
 pub fn text() -> String {

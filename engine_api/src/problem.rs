@@ -16,6 +16,7 @@ use engine::verbs::VerbError;
 use engine::volumes::VolumeError;
 use images::artifact;
 use images::commit::CommitError;
+use images::fetch::FetchError;
 use images::pull::{Failure, PullError};
 use images::push::PushError;
 use images::registry::RegistryError;
@@ -171,6 +172,7 @@ problems! {
     StoreError => store;
     PullError => pull;
     PushError => push;
+    FetchError => |error| match error { FetchError::Url(_) => Kind::INVALID, _ => Kind::DEPENDENCY };
     SaveError => |error| match error { SaveError::Store(error) => store(error), _ => Kind::HOST };
     CommitError => commit;
     rootfs::RootfsError => |_| Kind::HOST;

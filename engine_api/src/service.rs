@@ -1,10 +1,11 @@
 //! What all requests share.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use engine::container::cache::RecordCache;
 use engine::dirs::Dirs;
 use engine::network::Networks;
 use engine::snapshot::SnapshotStore;
@@ -13,7 +14,7 @@ use engine::template::TemplateStore;
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::problem::{Kind, Problem};
+use crate::problem::Problem;
 use crate::tenant::{Caller, Tokens};
 
 /// Dead containers are looked for at most this often.
@@ -30,13 +31,12 @@ pub struct Service {
     pub log: Log,
     /// Figures.
     pub metrics: Metrics,
+    /// Containers that were listed before.
+    pub records: RecordCache,
     /// Version of lighter.
     pub version: &'static str,
     hubs: Mutex<BTreeMap<PathBuf, Arc<Hub>>>,
     swept: Mutex<BTreeMap<PathBuf, Instant>>,
-    keys: Mutex<HashSet<String>>,
-    /// Held while a container's description is compared and written.
-    pub updating: Mutex<()>,
 }
 
 impl Service {
@@ -47,11 +47,10 @@ impl Service {
             tokens,
             log: Log::new()?,
             metrics: Metrics::default(),
+            records: RecordCache::default(),
             version,
             hubs: Mutex::default(),
             swept: Mutex::default(),
-            keys: Mutex::default(),
-            updating: Mutex::default(),
         })
     }
 
@@ -82,27 +81,5 @@ impl Service {
         SnapshotStore::new(&caller.dirs).sweep();
         Networks::here(&caller.dirs)?.sweep();
         Ok(())
-    }
-
-    /// Takes an idempotency key for the time of one request.
-    pub fn take_key(self: &Arc<Self>, key: String) -> Result<TakenKey, Problem> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        match keys.insert(key.clone()) {
-            true => Ok(TakenKey { service: Arc::clone(self), key }),
-            false => Err(Problem::new(Kind::CONFLICT, "a request with this idempotency key is under way")),
-        }
-    }
-}
-
-/// An idempotency key in use; free again when dropped.
-#[derive(Debug)]
-pub struct TakenKey {
-    service: Arc<Service>,
-    key: String,
-}
-
-impl Drop for TakenKey {
-    fn drop(&mut self) {
-        self.service.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }

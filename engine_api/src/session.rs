@@ -4,6 +4,7 @@
 //! frame = kind (1 byte) │ length (u32, big-endian) │ bytes
 //! client: 0 stdin (no bytes: its end)   3 signal (its number, 1 byte)   4 terminal size (rows, columns: u16 each)
 //! server: 1 stdout   2 stderr   5 a notice (text)   6 the end (JSON: exit_code, error), the last one
+//!         7 the process runs (no bytes)   8 so much stdin was handed on (u32)
 //! ```
 
 use std::io;
@@ -50,6 +51,10 @@ pub mod kind {
     pub const NOTICE: u8 = 5;
     /// The end.
     pub const END: u8 = 6;
+    /// The process runs.
+    pub const STARTED: u8 = 7;
+    /// Bytes of stdin that were handed on.
+    pub const CREDIT: u8 = 8;
 }
 
 /// How a process ended.
@@ -191,7 +196,10 @@ impl Session {
                                 Said::Stderr(bytes) => frames.extend(frame(kind::STDERR, &bytes)),
                                 Said::Notice(text) => frames.extend(frame(kind::NOTICE, text.as_bytes())),
                                 Said::StdinCredit(bytes) => input.add_credit(bytes),
-                                Said::Started => input.started = true,
+                                Said::Started => {
+                                    input.started = true;
+                                    frames.extend(frame(kind::STARTED, b""));
+                                }
                                 Said::Ended(outcome) => end = Some(End::from(&outcome)),
                                 Said::Phases(..) => {}
                             }
@@ -221,7 +229,10 @@ impl Session {
                 }
                 received.drain(..length);
             }
-            input.send(&mut self.peer)?;
+            let sent = input.send(&mut self.peer)?;
+            if sent > 0 && !gone {
+                to.write_all(&frame(kind::CREDIT, &sent.to_be_bytes())).await?;
+            }
             if gone && !input.ended {
                 // The client is away: its process goes on without it.
                 return Ok(());
@@ -257,19 +268,22 @@ impl Input {
         self.credit = self.credit.saturating_add(bytes as usize).min(STDIN_WINDOW);
     }
 
-    fn send(&mut self, peer: &mut Peer) -> Result<(), Problem> {
+    /// Hands on what may be, and gives how many bytes that were.
+    fn send(&mut self, peer: &mut Peer) -> Result<u32, Problem> {
+        let mut sent = 0;
         if !self.started {
-            return Ok(());
+            return Ok(sent);
         }
         while self.credit > 0 && !self.bytes.is_empty() {
             let count = self.bytes.len().min(self.credit).min(MAX_CHUNK);
             self.credit -= count;
+            sent += count as u32;
             peer.say(HostMessage::Stdin(self.bytes.drain(..count).collect()))?;
         }
         if self.ended && self.bytes.is_empty() && !std::mem::replace(&mut self.closed, true) {
             peer.say(HostMessage::StdinEof)?;
         }
-        Ok(())
+        Ok(sent)
     }
 }
 

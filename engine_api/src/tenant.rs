@@ -17,6 +17,7 @@ use engine::dirs::Dirs;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::exclusive;
 use crate::problem::{Kind, Problem};
 
 /// Longest name of a tenant: it is part of the paths of sockets.
@@ -40,8 +41,6 @@ pub struct Tenant {
     pub name: String,
     /// What it may have.
     pub rules: Rules,
-    /// Held while it is counted and something is added, so that two requests cannot both take the last place.
-    pub counting: Arc<Mutex<()>>,
 }
 
 /// What a tenant may have and do. What is left out has no limit, or is not allowed.
@@ -112,7 +111,7 @@ type Known = BTreeMap<String, Option<Arc<Tenant>>>;
 impl Tokens {
     /// Reads the file `path`.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
-        let known = Mutex::new((stamp(path), read(path, &BTreeMap::new())?));
+        let known = Mutex::new((stamp(path), read(path)?));
         Ok(Self { path: path.to_owned(), known })
     }
 
@@ -122,8 +121,8 @@ impl Tokens {
         let now = stamp(&self.path);
         if known.0 != now {
             // A file that is no good lets nobody in, rather than those who should not be.
-            let before = std::mem::take(&mut known.1);
-            *known = (now, read(&self.path, &before).map_err(|error| Problem::of(Kind::HOST, &error))?);
+            known.1.clear();
+            *known = (now, read(&self.path).map_err(|error| Problem::of(Kind::HOST, &error))?);
         }
         // By digest: how long the search takes says nothing about a token.
         let found = known.1.get(&digest(token)).cloned();
@@ -136,7 +135,7 @@ fn stamp(path: &Path) -> Stamp {
     Some((file.modified().ok()?, file.ino()))
 }
 
-fn read(path: &Path, before: &Known) -> Result<Known, TokenError> {
+fn read(path: &Path) -> Result<Known, TokenError> {
     let failed = |source| TokenError::Read { path: path.to_owned(), source };
     let bad = |why: String| TokenError::Content { path: path.to_owned(), why };
     let file = File::open(path).map_err(failed)?;
@@ -167,9 +166,7 @@ fn read(path: &Path, before: &Known) -> Result<Known, TokenError> {
                 "{name:?} is no name for a tenant: use 1 to {MAX_NAME} lower-case letters, digits and '-'"
             )));
         }
-        let same = before.values().flatten().find(|tenant| tenant.name == name);
-        let counting = same.map(|tenant| Arc::clone(&tenant.counting)).unwrap_or_default();
-        let tenant = Arc::new(Tenant { name, rules, counting });
+        let tenant = Arc::new(Tenant { name, rules });
         for token in &tenant.rules.token_sha256 {
             add(token, Some(Arc::clone(&tenant)))?;
         }
@@ -232,7 +229,8 @@ impl Caller {
         start: impl FnOnce() -> Result<T, Problem>,
     ) -> Result<T, Problem> {
         let Some(tenant) = &self.tenant else { return start() };
-        let _counting = tenant.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two requests, of two servers maybe, cannot both take the last place.
+        let _turn = exclusive::turn(&self.dirs, exclusive::START)?;
         let live = |record: &Record| record.state.status.is_live();
         let running: Vec<_> = record::list(&self.dirs).into_iter().filter(live).collect();
         let mut all: Vec<(u8, u32)> = running
@@ -311,6 +309,31 @@ mod tests {
         file(base.path(), &format!(r#"{{"admin_token_sha256":["{}"]}}"#, digest("root")), 0o600);
         assert!(tokens.find("root").unwrap().is_none());
         assert!(tokens.find("secret").is_err());
+    }
+
+    #[test]
+    fn two_servers_cannot_both_take_the_last_place() {
+        let base = tempfile::tempdir().unwrap();
+        let dirs = Dirs { data: base.path().into(), run: base.path().into(), cache: base.path().into() };
+        let rules = Rules { vms: Some(1), ..Rules::default() };
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        let begin = || {
+            // Each with a tenant of its own, as in another process.
+            let tenant = Arc::new(Tenant { name: "blue".into(), rules: rules.clone() });
+            let caller = Caller { tenant: Some(tenant), dirs: dirs.clone() };
+            caller.starting(&[(1, 64)], || {
+                assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                Ok(())
+            })
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| begin().unwrap()))));
+        let two = Caller {
+            tenant: Some(Arc::new(Tenant { name: "b".into(), rules: rules.clone() })),
+            dirs: dirs.clone(),
+        };
+        assert_eq!(two.starting(&[(1, 64), (1, 64)], || Ok(())).unwrap_err().kind, Kind::QUOTA);
     }
 
     #[test]

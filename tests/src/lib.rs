@@ -8,3 +8,4 @@ pub mod lighter;
 pub mod namespace;
 pub mod pty;
 pub mod registry;
+pub mod server;

@@ -1,12 +1,13 @@
-//! `create` and `run -d` over the API: the options of the command line as the API's JSON.
+//! `create` and `run` over the API: the options of the command line as the API's JSON.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use engine::container::spec::RestartPolicy;
 use engine::network::NetworkMode;
 use engine::network::port::Publish;
 use engine::plan::environment::environment;
+use engine::resources::PERIOD_US;
 use engine::run::RunOptions;
 use engine::volumes::{MountKind, MountSpec};
 use engine_api::client::Client;
@@ -16,36 +17,56 @@ use engine_api::types::{
 };
 
 use crate::options::isolation;
+use crate::options::resources::ResourceArgs;
 use crate::output;
 use crate::run_options::{self, RunArgs};
+use crate::session_commands::write_cidfile;
 
-/// Makes the container, starts it if wanted, prints its ID.
-pub fn create(client: &Client, args: RunArgs, start: bool) -> anyhow::Result<()> {
-    ensure!(args.cidfile.is_none(), "--host: --cidfile is written where the container is");
+/// `lighter create`: makes the container and prints its ID.
+pub fn create(client: &Client, mut args: RunArgs) -> anyhow::Result<()> {
+    let cidfile = args.cidfile.take();
+    let made = make(client, args, false)?;
+    cidfile.iter().try_for_each(|path| write_cidfile(path, &made.id))?;
+    output::print(&format!("{}\n", made.id))
+}
+
+/// Makes the container, and starts it if wanted.
+pub fn make(client: &Client, args: RunArgs, start: bool) -> anyhow::Result<Created> {
     let body = CreateContainer { start, ..wanted(args)? };
     let created: Created = client.post("/v1/containers", &body)?;
     created.notices.iter().for_each(|text| output::notice(text));
-    output::print(&format!("{}\n", created.id))
+    Ok(created)
+}
+
+/// What a container may take of its host.
+pub fn rates(args: &ResourceArgs) -> Rates {
+    Rates {
+        cpu_shares: args.cpu_shares,
+        cpuset_cpus: args.cpuset_cpus.clone(),
+        device_read_bps: args.device_read_bps.clone(),
+        device_write_bps: args.device_write_bps.clone(),
+        device_read_iops: args.device_read_iops.clone(),
+        device_write_iops: args.device_write_iops.clone(),
+        network_rate: args.network_rate.clone(),
+    }
+}
+
+/// Processor time in CPUs, however it was said.
+pub fn cpus(cpus: Option<&str>, args: &ResourceArgs) -> anyhow::Result<Option<f64>> {
+    let quota = args.cpu_quota.map(|quota| quota as f64 / args.cpu_period.unwrap_or(PERIOD_US).max(1) as f64);
+    Ok(cpus.map(str::parse).transpose().context("--cpus")?.or(quota))
 }
 
 fn wanted(args: RunArgs) -> anyhow::Result<CreateContainer> {
-    let (cpus, memory, isolation) = (args.cpus.clone(), args.memory.is_some(), args.isolation);
+    let cpus = cpus(args.cpus.as_deref(), &args.resources)?;
+    let (memory, isolation) = (args.memory.is_some(), args.isolation);
     let registry = run_options::registry(&args.registry, &args.signature);
     let pull = match args.pull {
         run_options::PullWhen::Always => PullWhen::Always,
         run_options::PullWhen::Missing => PullWhen::Missing,
         run_options::PullWhen::Never => PullWhen::Never,
     };
-    let rates = Rates {
-        cpu_shares: args.resources.cpu_shares,
-        cpuset_cpus: args.resources.cpuset_cpus.clone(),
-        device_read_bps: args.resources.device_read_bps.clone(),
-        device_write_bps: args.resources.device_write_bps.clone(),
-        device_read_iops: args.resources.device_read_iops.clone(),
-        device_write_iops: args.resources.device_write_iops.clone(),
-        network_rate: args.resources.network_rate.clone(),
-    };
-    ensure!(args.resources.cpu_quota.is_none(), "--host: say --cpus instead of --cpu-quota");
+    let rates = rates(&args.resources);
     let options = args.run_options()?;
     let path = |path: &std::path::Path| path.display().to_string();
     let (plan, machine, lifetime) = (&options.plan, &options.machine, &options.lifetime);
@@ -60,9 +81,10 @@ fn wanted(args: RunArgs) -> anyhow::Result<CreateContainer> {
         groups: plan.groups.clone(),
         hostname: plan.hostname.clone(),
         stdin: plan.interactive,
+        stdin_once: lifetime.stdin_once,
         tty: plan.terminal.is_some(),
         memory_mib: memory.then_some(machine.memory_mib),
-        cpus: cpus.as_deref().map(str::parse).transpose().context("--cpus")?,
+        cpus,
         rates,
         isolation: match isolation {
             isolation::IsolationKind::Vm => IsolationKind::Vm,
@@ -76,7 +98,12 @@ fn wanted(args: RunArgs) -> anyhow::Result<CreateContainer> {
         memory_reclaim: Some(machine.memory_reclaim),
         no_sandbox: machine.no_sandbox,
         network: network(&options),
-        mounts: options.mounts.iter().map(mount).collect::<anyhow::Result<_>>()?,
+        mounts: options
+            .mounts
+            .iter()
+            .filter_map(|one| mount(one).transpose())
+            .collect::<anyhow::Result<_>>()?,
+        secrets: secrets(&options.mounts),
         read_only: plan.read_only,
         privileged: plan.privileged,
         cap_add: plan.cap_add.clone(),
@@ -175,26 +202,51 @@ fn publish(one: &Publish) -> String {
     format!("{address}{host}{}/{}", one.guest_port, one.transport)
 }
 
-fn mount(mount: &MountSpec) -> anyhow::Result<Mount> {
-    let (kind, source, mut size, mut mode) = match &mount.kind {
-        MountKind::Bind { source } => (MountType::Bind, Some(source.display().to_string()), None, None),
-        MountKind::Volume { name, .. } => {
-            (MountType::Volume, Some(name.clone()).filter(|name| !name.is_empty()), None, None)
+/// A secret is no mount to the API.
+fn mount(mount: &MountSpec) -> anyhow::Result<Option<Mount>> {
+    let (kind, source, no_copy) = match &mount.kind {
+        MountKind::Bind { source } => (MountType::Bind, Some(source.display().to_string()), false),
+        MountKind::Volume { name, copy, .. } => {
+            (MountType::Volume, Some(name.clone()).filter(|name| !name.is_empty()), !copy)
         }
-        MountKind::Tmpfs { .. } => (MountType::Tmpfs, None, None, None),
-        MountKind::Secrets { .. } => bail!("--host: --secret is read where lighter runs: use it there"),
+        MountKind::Tmpfs { .. } => (MountType::Tmpfs, None, false),
+        MountKind::Secrets { .. } => return Ok(None),
     };
-    if let MountKind::Tmpfs { data, .. } = &mount.kind {
+    let (mut size, mut mode, mut options) = (None, None, Vec::new());
+    if let MountKind::Tmpfs { flags, data } = &mount.kind {
+        options.extend(flag_words(*flags).map(str::to_owned));
         for option in data.split(',').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
-                Some(("size", text)) => {
+                Some(("size", text)) if !text.ends_with('%') => {
                     let bytes = engine::plan::resources::parse_size(text);
                     size = Some(bytes.with_context(|| format!("--tmpfs: {text:?} is no size"))?);
                 }
                 Some(("mode", text)) => mode = Some(text.to_owned()),
-                _ => bail!("--host: --tmpfs takes size= and mode= only, not {option:?}"),
+                _ => options.push(option.to_owned()),
             }
         }
     }
-    Ok(Mount { kind, source, target: mount.target.clone(), read_only: mount.read_only, size, mode })
+    let (target, read_only) = (mount.target.clone(), mount.read_only);
+    Ok(Some(Mount { kind, source, target, read_only, size, mode, options, no_copy }))
+}
+
+/// Flags of mount(2) as `--tmpfs` has them, but for the one that has a member of its own.
+fn flag_words(flags: u32) -> impl Iterator<Item = &'static str> {
+    const WORDS: [(u32, &str, Option<&str>); 4] = [
+        (2, "nosuid", Some("suid")),
+        (4, "nodev", Some("dev")),
+        (8, "noexec", Some("exec")),
+        (1024, "noatime", None),
+    ];
+    WORDS.into_iter().filter_map(move |(flag, set, unset)| if flags & flag == 0 { unset } else { Some(set) })
+}
+
+/// Names and absolute paths.
+fn secrets(mounts: &[MountSpec]) -> BTreeMap<String, String> {
+    let absolute = |path: &std::path::PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let files = mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Secrets { files } => Some(files),
+        _ => None,
+    });
+    files.flatten().map(|(name, path)| (name.clone(), absolute(path).display().to_string())).collect()
 }

@@ -1,22 +1,88 @@
-//! `exec` over the API: our streams, our signals and our terminal's size go over a connection of frames.
+//! Verbs over the API that stay with a process: `run`, `start -a`, `attach`, `exec`. The connection becomes a stream of
+//! frames, and the caller at our end of it is the same as without a server.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
+use std::io::{IsTerminal as _, Write as _};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use engine::plan::environment::environment;
+use engine::session::Manner;
+use engine::session::peer::Peer;
 use engine::session::signals::Signals;
-use engine::session::terminal::{self, RawMode};
+use engine::trace::Trace;
+use engine_api::client::frames::{Frames, Stop};
 use engine_api::client::{Client, encode};
-use engine_api::session::{End, frame, kind, parse};
-use engine_api::types::{Exec, Executed};
-use rustix::event::{PollFd, PollFlags, poll};
+use engine_api::session::{End, kind, parse};
+use engine_api::types::{Container, Exec, Executed};
 
-use crate::container_args::ExecArgs;
+use super::{container, create};
+use crate::container_args::{AttachArgs, ExecArgs, StartArgs};
+use crate::lifecycle_commands::each;
 use crate::output;
+use crate::run_options::RunArgs;
+use crate::session_commands::{own_size, stay, write_cidfile};
 
-const SIGWINCH: i32 = 28;
+/// `lighter run`; gives the exit code.
+pub fn run(client: &Client, mut args: RunArgs) -> anyhow::Result<u8> {
+    let (interactive, tty, remove, signals) =
+        (args.process.interactive, args.process.tty, args.rm, args.sig_proxy);
+    let (detach_keys, cidfile) = (args.process.detach_keys.parse()?, args.cidfile.take());
+    if args.detach {
+        let made = create::make(client, args, true)?;
+        cidfile.iter().try_for_each(|path| write_cidfile(path, &made.id))?;
+        output::print(&format!("{}\n", made.id))?;
+        return Ok(0);
+    }
+    ensure!(
+        !(interactive && tty) || std::io::stdin().is_terminal(),
+        "-t wants a terminal as stdin, but it is none: leave -t out"
+    );
+    let made = create::make(client, args, false)?;
+    cidfile.iter().try_for_each(|path| write_cidfile(path, &made.id))?;
+    let manner = Manner { terminal: tty, signals, owner: true, detach_keys };
+    let started = attached(client, &made.id, "start", manner, interactive);
+    if started.is_err() && remove {
+        // It has no keeper that would remove it; one that runs after all stays.
+        let _ = client.tell("DELETE", &container(&made.id), None::<&()>);
+    }
+    started
+}
+
+/// `lighter start`
+pub fn start(client: &Client, args: &StartArgs) -> anyhow::Result<u8> {
+    if !args.attach && !args.interactive {
+        return each(&args.containers, |name| super::act(client, name, "start"));
+    }
+    let [name] = args.containers.as_slice() else { bail!("-a and -i take one container at a time") };
+    let found: Container = client.get(&container(name))?;
+    let detach_keys = args.detach_keys.parse()?;
+    let manner = Manner { terminal: found.tty, signals: true, owner: false, detach_keys };
+    attached(client, &found.summary.id, "start", manner, args.interactive)
+}
+
+/// `lighter attach`
+pub fn attach(client: &Client, args: &AttachArgs) -> anyhow::Result<u8> {
+    let found: Container = client.get(&container(&args.container))?;
+    let detach_keys = args.detach_keys.parse()?;
+    let manner = Manner { terminal: found.tty, signals: args.sig_proxy, owner: false, detach_keys };
+    attached(client, &found.summary.id, "attach", manner, !args.no_stdin && found.stdin)
+}
+
+/// Stays with the process of the container `id`, which `verb` starts or finds.
+fn attached(client: &Client, id: &str, verb: &str, manner: Manner, stdin: bool) -> anyhow::Result<u8> {
+    let signals = Signals::block().context("cannot watch signals")?;
+    let size = own_size().filter(|_| manner.terminal);
+    let size = size.map(|size| format!("&rows={}&columns={}", size.rows.max(1), size.columns.max(1)));
+    let path = format!("{}/{verb}?stdin={stdin}{}", container(id), size.unwrap_or_default());
+    let connection = client.upgrade(&path, None::<&()>)?;
+    let (asker, path) = (client.clone(), format!("{}/stop", container(id)));
+    let stop: Stop = Box::new(move || {
+        let (asker, path) = (asker.clone(), path.clone());
+        // Answers when it has ended, and the end comes over the stream.
+        std::thread::spawn(move || drop(asker.tell("POST", &path, None::<&()>)));
+    });
+    let peer = Peer::Proxy(Box::new(Frames::new(connection, Some(stop))?));
+    stay(peer, manner, stdin, &signals, &mut Trace::start())
+}
 
 /// `lighter exec`; gives the exit code.
 pub fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<u8> {
@@ -46,28 +112,16 @@ pub fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<u8> {
         executed.error.iter().for_each(|text| output::problem(text));
         return Ok(executed.exit_code.unwrap_or_default());
     }
+    let detach_keys = args.process.detach_keys.parse()?;
     let signals = Signals::block().context("cannot watch signals")?;
-    let mut connection = client.upgrade(&path, Some(&wanted))?;
-    let stdin = std::io::stdin();
-    let raw = if tty && interactive { RawMode::enter(stdin.as_fd())? } else { None };
-    let to = connection.get_ref().try_clone().context("cannot share the connection")?;
-    if interactive {
-        let to = to.try_clone().context("cannot share the connection")?;
-        std::thread::spawn(move || send_stdin(to));
+    let connection = client.upgrade(&path, Some(&wanted))?;
+    let mut frames = Frames::new(connection, None)?;
+    if let Some(size) = own_size().filter(|_| tty) {
+        use engine::session::peer::Proxy as _;
+        frames.say(engine::HostMessage::Resize(size))?;
     }
-    std::thread::spawn(move || send_signals(to, &signals, tty));
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0; 64 << 10];
-    loop {
-        let count = connection.read(&mut chunk).context("the connection to the server broke")?;
-        ensure!(count > 0, "the server went away; the process may go on");
-        bytes.extend_from_slice(&chunk[..count]);
-        if let Some(end) = print_frames(&mut bytes)? {
-            drop(raw);
-            end.error.iter().for_each(|text| output::problem(text));
-            return Ok(end.exit_code);
-        }
-    }
+    let manner = Manner { terminal: tty, signals: true, owner: false, detach_keys };
+    stay(Peer::Proxy(Box::new(frames)), manner, interactive, &signals, &mut Trace::start())
 }
 
 /// Prints the whole frames at the beginning of `bytes` and takes them away; gives the end where it came.
@@ -87,35 +141,4 @@ pub fn print_frames(bytes: &mut Vec<u8>) -> anyhow::Result<Option<End>> {
     bytes.drain(..done);
     std::io::stdout().flush().context("cannot write to stdout")?;
     Ok(end)
-}
-
-fn send_stdin(mut to: UnixStream) {
-    let mut chunk = [0; 16 << 10];
-    loop {
-        let count = std::io::stdin().read(&mut chunk).unwrap_or_default();
-        let part = chunk.get(..count).unwrap_or_default();
-        if to.write_all(&frame(kind::STDIN, part)).is_err() || count == 0 {
-            return;
-        }
-    }
-}
-
-fn send_signals(mut to: UnixStream, signals: &Signals, tty: bool) {
-    let size = || {
-        let size = terminal::size(std::io::stdout()).filter(|_| tty)?;
-        let [rows, columns] = [size.rows, size.columns].map(u16::to_be_bytes);
-        Some(frame(kind::SIZE, &[rows, columns].concat()))
-    };
-    let mut next = size();
-    loop {
-        if next.take().is_some_and(|frame| to.write_all(&frame).is_err()) {
-            return;
-        }
-        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], None);
-        next = match signals.next() {
-            Some(SIGWINCH) => size(),
-            Some(signal) => u8::try_from(signal).ok().map(|signal| frame(kind::SIGNAL, &[signal])),
-            None => None,
-        };
-    }
 }

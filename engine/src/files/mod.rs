@@ -16,7 +16,7 @@ use images::commit::{CommitError, CommitOptions};
 use images::{Image, Platform, Reference, Store};
 use serde::Serialize;
 
-pub use copy::CopyOptions;
+pub use copy::{CopyOptions, Packed, Source, unpack};
 pub use disks::Disks;
 use tool::Tool;
 

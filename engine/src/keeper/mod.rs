@@ -88,7 +88,9 @@ pub fn keep(
     let host = |action| move |source| RunError::Host { action, source };
     let listener = UnixListener::bind(container.keeper()).map_err(host("listen for clients"))?;
     let log = Writer::open(&container.log(), spec.log).map_err(host("open the container's log"))?;
-    let hub = Hub::new(listener, first, log, spec.lifetime.stdin_once).map_err(host("listen for clients"))?;
+    // Whoever leaves a terminal leaves its process waiting for the next one.
+    let stdin_once = spec.lifetime.stdin_once && spec.plan.process().terminal.is_none();
+    let hub = Hub::new(listener, first, log, stdin_once).map_err(host("listen for clients"))?;
     let state = State { keeper: Some(std::process::id()), restarts: 0, stopped: false, ..state };
     Keeper { dirs, container, name, spec, state, signals, hub, trace, farewell: Farewell::default() }.keep()
 }

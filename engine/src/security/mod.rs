@@ -5,7 +5,7 @@ mod process;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::container::record::Record;
 use crate::isolation::Isolation;
@@ -43,10 +43,10 @@ const CAPABILITY_SETS: [(&str, &str); 5] = [
 ];
 
 /// All that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// `lighter.security.v1`
-    pub schema: &'static str,
+    pub schema: String,
     /// The container.
     pub container: String,
     /// Process ID of its VMM.
@@ -86,7 +86,7 @@ pub struct Report {
 }
 
 /// A process that works for the machine beside the VMM: the file server, the user-mode network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Helper {
     /// What it is.
     pub name: String,
@@ -109,7 +109,7 @@ pub struct Helper {
 }
 
 /// A file that has a name for the process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct RootFile {
     /// Its path in the process's root.
     pub path: String,
@@ -118,7 +118,7 @@ pub struct RootFile {
 }
 
 /// One open descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct OpenFile {
     /// Its number.
     pub fd: u32,
@@ -129,7 +129,7 @@ pub struct OpenFile {
 }
 
 /// One thread.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Thread {
     /// Its ID.
     pub id: u32,

@@ -21,7 +21,7 @@ pub fn look(pid: u32) -> Result<Report, SecurityError> {
     let status = Status::read(&place.join("status")).map_err(look("read its status"))?;
     let capabilities = CAPABILITY_SETS.map(|(name, key)| (name.to_owned(), status.text(key)));
     Ok(Report {
-        schema: "lighter.security.v1",
+        schema: "lighter.security.v1".to_owned(),
         container: String::new(),
         pid,
         sandboxed: false,

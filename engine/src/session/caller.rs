@@ -133,6 +133,9 @@ impl<'a> Caller<'a> {
     fn lost(&self) -> Result<Leave, SessionError> {
         match self.peer {
             Peer::Keeper(_) => Err(SessionError::Lost("its keeper ended".to_owned())),
+            Peer::Proxy(_) => {
+                Err(SessionError::Lost("the server went away; the process may go on".to_owned()))
+            }
             // The container ended, and everything in it was killed.
             Peer::Agent(_) => Ok(Leave::Ended(Outcome::Interrupted { signal: libc::SIGKILL })),
         }

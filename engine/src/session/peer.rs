@@ -1,4 +1,5 @@
-//! Who is at the other end of a caller's session: a container's keeper (`run`, `attach`) or its agent (`exec`).
+//! Who is at the other end of a caller's session: a container's keeper (`run`, `attach`), its agent (`exec`), or a server
+//! that has one of them (`--host`).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -29,6 +30,18 @@ pub enum Said {
     Ended(Outcome),
 }
 
+/// Somebody through whom a process is reached.
+pub trait Proxy: AsFd + std::fmt::Debug + Send {
+    /// As [`Peer::receive`].
+    fn receive(&mut self) -> Result<Option<Vec<Said>>, SessionError>;
+    /// As [`Peer::say`].
+    fn say(&mut self, message: HostMessage) -> Result<(), SessionError>;
+    /// As [`Peer::end`].
+    fn end(&mut self, now: bool) -> Result<(), SessionError>;
+    /// As [`Peer::is_waiting`].
+    fn is_waiting(&self) -> bool;
+}
+
 /// The other end.
 #[derive(Debug)]
 pub enum Peer {
@@ -36,6 +49,8 @@ pub enum Peer {
     Keeper(Link<Request, Reply>),
     /// The container's agent.
     Agent(Link),
+    /// A server.
+    Proxy(Box<dyn Proxy>),
 }
 
 impl Peer {
@@ -58,6 +73,7 @@ impl Peer {
                 Ok(Received::End) => Ok(None),
                 Err(source) => Err(broken(source)),
             },
+            Self::Proxy(proxy) => proxy.receive(),
         }
     }
 
@@ -66,6 +82,7 @@ impl Peer {
         match self {
             Self::Keeper(link) => link.send(&Request::Process(message)),
             Self::Agent(link) => link.send(&message),
+            Self::Proxy(proxy) => return proxy.say(message),
         }
         .map_err(broken)
     }
@@ -78,6 +95,7 @@ impl Peer {
             Self::Agent(link) => {
                 link.send(&HostMessage::Signal(if now { libc::SIGKILL } else { libc::SIGHUP }))
             }
+            Self::Proxy(proxy) => return proxy.end(now),
         }
         .map_err(broken)
     }
@@ -87,6 +105,7 @@ impl Peer {
         match self {
             Self::Keeper(link) => link.is_waiting(),
             Self::Agent(link) => link.is_waiting(),
+            Self::Proxy(proxy) => proxy.is_waiting(),
         }
     }
 }
@@ -96,6 +115,7 @@ impl AsFd for Peer {
         match self {
             Self::Keeper(link) => link.as_fd(),
             Self::Agent(link) => link.as_fd(),
+            Self::Proxy(proxy) => proxy.as_fd(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A client of the API for the command line: one request a connection, over a Unix socket, without a runtime.
 
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+pub mod frames;
+
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -15,6 +17,8 @@ use crate::session::PROTOCOL;
 const MAX_LINE: u64 = 16 << 10;
 /// Most lines of a head.
 const MAX_LINES: usize = 100;
+/// Bytes of a body that are sent together.
+const CHUNK: usize = 256 << 10;
 /// Longest answer that is read whole.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -99,8 +103,51 @@ impl Client {
         body: Option<&[u8]>,
         headers: &[(&str, &str)],
     ) -> Result<Answer, ClientError> {
+        let mut head = self.head(method, path, headers);
+        if let Some(body) = body {
+            head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        }
+        let mut stream = self.connect()?;
+        stream.write_all((head + "\r\n").as_bytes())?;
+        // A server that refuses may answer and close before it has read everything.
+        let sent = stream.write_all(body.unwrap_or_default());
+        Self::answer(stream, sent)
+    }
+
+    /// Sends what `fill` writes as the body of a request, in chunks.
+    pub fn upload<E: From<ClientError>>(
+        &self,
+        method: &str,
+        path: &str,
+        fill: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<Answer, E> {
+        let mut head = self.head(method, path, &[]);
+        head += "content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut stream = self.connect()?;
+        stream.write_all(head.as_bytes()).map_err(ClientError::Broken)?;
+        let mut chunks = Chunks { stream: &mut stream, buffer: Vec::new(), failed: false };
+        let filled = fill(&mut chunks);
+        let sent = match &filled {
+            Ok(()) => chunks.finish(),
+            Err(_) => Ok(()),
+        };
+        match (filled, chunks.failed) {
+            // The server refused what it got, and says why.
+            (Err(error), true) => match Self::answer(stream, Ok(())) {
+                Err(refusal @ ClientError::Problem(_)) => Err(refusal.into()),
+                _ => Err(error),
+            },
+            (Err(error), false) => Err(error),
+            (Ok(()), _) => Ok(Self::answer(stream, sent)?),
+        }
+    }
+
+    fn connect(&self) -> Result<UnixStream, ClientError> {
         let failed = |source| ClientError::Connect { path: self.path.clone(), source };
-        let mut stream = UnixStream::connect(&self.path).map_err(failed)?;
+        UnixStream::connect(&self.path).map_err(failed)
+    }
+
+    fn head(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: lighter\r\n");
         if let Some(token) = &self.token {
             head += &format!("authorization: Bearer {token}\r\n");
@@ -108,12 +155,10 @@ impl Client {
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
-        if let Some(body) = body {
-            head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
-        }
-        stream.write_all((head + "\r\n").as_bytes())?;
-        // A server that refuses may answer and close before it has read everything.
-        let sent = stream.write_all(body.unwrap_or_default());
+        head
+    }
+
+    fn answer(stream: UnixStream, sent: io::Result<()>) -> Result<Answer, ClientError> {
         let mut answer = Answer { reader: BufReader::new(stream), length: Length::UntilEnd };
         match answer.head() {
             Ok(status @ (101 | 200..300)) => {
@@ -137,6 +182,43 @@ impl Client {
         let body = body.map(serde_json::to_vec).transpose()?;
         let headers = [("connection", "Upgrade"), ("upgrade", PROTOCOL)];
         Ok(self.send("POST", path, body.as_deref(), &headers)?.reader)
+    }
+}
+
+/// A body in chunks.
+struct Chunks<'a> {
+    stream: &'a mut UnixStream,
+    buffer: Vec<u8>,
+    /// The server takes no more.
+    failed: bool,
+}
+
+impl Chunks<'_> {
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.stream.write_all(b"0\r\n\r\n")
+    }
+}
+
+impl Write for Chunks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let head = format!("{:x}\r\n", self.buffer.len());
+        self.buffer.extend_from_slice(b"\r\n");
+        let sent = self.stream.write_all(head.as_bytes()).and_then(|()| self.stream.write_all(&self.buffer));
+        self.failed |= sent.is_err();
+        self.buffer.clear();
+        sent
     }
 }
 

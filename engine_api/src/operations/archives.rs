@@ -1,19 +1,19 @@
 //! The files of a container: copied in and out as tar, compared with its image, made an image.
 
-use engine::files::CopyOptions;
+use engine::files::{CopyOptions, Source};
 use engine::verbs;
 use hyper::Method;
-use images::commit::CommitOptions;
+use images::commit::{CommitOptions, LayerCompression};
 
 use super::containers::TAG;
 use super::plain;
 use crate::call::Call;
-use crate::operation::ParamKind::{Flag, Required};
+use crate::operation::ParamKind::{Choice, Flag, Required, Text};
 use crate::operation::{Content, Operation, Param, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
 use crate::transfer;
-use crate::types::{Change, Changes, Commit, Image};
+use crate::types::{Change, Changes, Commit, Compression, Image};
 
 /// Type of tar archives.
 pub const TAR: &str = "application/x-tar";
@@ -25,6 +25,11 @@ pub const OPERATIONS: &[Operation] = &[
         query: &[
             param("path", Required, "In the container."),
             param("follow", Flag, "If it is a link, follow it."),
+            param(
+                "name",
+                Text,
+                "What it is called in the archive; what it is called there where nothing is said.",
+            ),
         ],
         gives: &[(200, Content::Bytes(TAR), "A tar archive of it.")],
         problems: &[Kind::CONFLICT],
@@ -32,15 +37,28 @@ pub const OPERATIONS: &[Operation] = &[
             let (dirs, record) = (call.dirs().clone(), call.container()?);
             let path = call.text("path").unwrap_or_default().to_owned();
             let options = CopyOptions { archive: true, follow: call.flag("follow") };
+            let name = call.text("name").map(str::to_owned);
             Ok(transfer::download(TAR, move |out| {
-                let copy = |guest: &engine::files::Guest| guest.copy_out_archive(&path, options, out);
+                let copy = |guest: &engine::files::Guest| {
+                    guest.copy_out_archive(&path, name.as_deref(), options, out)
+                };
                 Ok(verbs::with_guest(&dirs, &record, &|_| (), copy)?)
             }))
         })
     },
     Operation {
-        summary: "Extract a tar archive into a directory of a container",
-        query: &[param("path", Required, "The directory in the container."), OWNERS],
+        summary: "Extract a tar archive into a directory of a container, or at a path as `cp` does",
+        query: &[
+            param("path", Required, "The directory in the container."),
+            OWNERS,
+            param(
+                "source",
+                Choice(&["archive", "directory", "file"]),
+                "What the archive is: files for a directory (the default), or one directory or file, called `.` in it, \
+                 that becomes `path` by the rules of `cp`.",
+            ),
+            param("name", Text, "What the directory or file is called where `path` is a directory."),
+        ],
         takes: Content::Bytes(TAR),
         gives: &[(204, Content::None, "It is there.")],
         problems: &[Kind::CONFLICT],
@@ -48,10 +66,22 @@ pub const OPERATIONS: &[Operation] = &[
             let (dirs, record) = (call.dirs().clone(), call.container()?);
             let path = call.text("path").unwrap_or_default().to_owned();
             let options = CopyOptions { archive: call.flag("owners"), follow: false };
+            let name = call.text("name").map(str::to_owned);
+            let source = match (call.text("source"), name) {
+                (Some("directory"), name) => Source::Directory { name },
+                (Some("file"), Some(name)) => Source::File { name },
+                (Some("file"), None) => return Err(Problem::invalid("source=file needs a name")),
+                (_, None) => Source::Archive,
+                (_, Some(_)) => return Err(Problem::invalid("name goes with source=directory or file only")),
+            };
             let upload = call.upload()?;
-            let copy = |guest: &engine::files::Guest| guest.copy_in_archive(upload, &path, options);
-            verbs::with_guest(&dirs, &record, &|_| (), copy)?;
-            Ok(Reply::done())
+            let copy = |guest: &engine::files::Guest| guest.copy_in_archive(upload, source, &path, options);
+            let copied = verbs::with_guest(&dirs, &record, &|_| (), copy);
+            match (copied, call.upload()?.broken.take()) {
+                (Ok(()), _) => Ok(Reply::done()),
+                (Err(_), Some(problem)) => Err(problem),
+                (Err(error), None) => Err(error.into()),
+            }
         })
     },
     Operation {
@@ -88,6 +118,14 @@ pub const OPERATIONS: &[Operation] = &[
     },
 ];
 
+/// For the image store.
+pub fn compression(wanted: Compression) -> LayerCompression {
+    match wanted {
+        Compression::Gzip => LayerCompression::Gzip,
+        Compression::Zstd => LayerCompression::Zstd,
+    }
+}
+
 fn commit(call: &mut Call) -> Result<Reply, Problem> {
     let wanted: Commit = call.json()?;
     call.caller.disk_left()?;
@@ -100,6 +138,7 @@ fn commit(call: &mut Call) -> Result<Reply, Problem> {
         changes: changes.map_err(|error: images::commit::ChangeError| invalid(&error))?,
         message: wanted.message,
         author: wanted.author,
+        compression: compression(wanted.compression),
         ..CommitOptions::default()
     };
     let image = verbs::commit(call.dirs(), &call.container()?, name.as_ref(), &options, &|_| ())?;

@@ -2,6 +2,7 @@
 
 use engine::container::id::ContainerId;
 use engine::container::record::{self, Record};
+use engine::container::state::{Health, Status};
 use engine::plan::resources;
 use engine::verbs::{self, VerbError};
 use hyper::Method;
@@ -12,17 +13,21 @@ use std::fmt::Write as _;
 use super::{create, plain};
 use crate::call::Call;
 use crate::convert::familiar;
+use crate::exclusive;
 use crate::operation::ParamKind::{Choice, Flag, List, Number, Text};
 use crate::operation::{Content, Operation, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
-use crate::types::{Container, ContainerList, ContainerSummary, CreateContainer, Created, Pruned, Update};
+use crate::types::{
+    Container, ContainerList, ContainerSummary, CreateContainer, Created, Pruned, Security, Update,
+};
 
 pub const TAG: &str = "containers";
 /// Containers of one answer where nothing is said.
 const PAGE: u64 = 100;
 /// The most of one answer.
 const MAX_PAGE: u64 = 1000;
+const HEALTHS: &[&str] = &["none", "starting", "healthy", "unhealthy"];
 const STATUSES: &[&str] = &["created", "starting", "running", "paused", "restarting", "exited"];
 
 pub const OPERATIONS: &[Operation] = &[
@@ -31,9 +36,12 @@ pub const OPERATIONS: &[Operation] = &[
         query: &[
             param("limit", Number(1, MAX_PAGE), "At most so many; 100 where nothing is said."),
             param("cursor", Text, "`next` of the page before."),
+            param("id", List, "Only those whose ID begins so."),
             param("name", List, "Only those with this in their name."),
             param("label", List, "Only those with this label: NAME or NAME=VALUE. All of several must fit."),
             param("status", Choice(STATUSES), "Only those that are this."),
+            param("health", Choice(HEALTHS), "Only those that are so well."),
+            param("exited", Number(0, 255), "Only those that ended with this code."),
             param("live", Flag, "Only those that have a keeper: not created and exited ones."),
             param("image", List, "Only those of this image."),
         ],
@@ -62,6 +70,17 @@ pub const OPERATIONS: &[Operation] = &[
         ..plain(&Method::GET, "/v1/containers/{container}", "getContainer", TAG, |call| {
             let record = call.container()?;
             Ok(Reply::json(&Container::from(&record))?.with("etag", &etag(&record)))
+        })
+    },
+    Operation {
+        summary: "What the process that runs a container's machine really holds",
+        gives: &[(200, Content::Json(of::<Security>), "Read from the kernel now.")],
+        problems: &[Kind::CONFLICT],
+        ..plain(&Method::GET, "/v1/containers/{container}/security", "getSecurity", TAG, |call| {
+            call.caller.owner_only("look at processes of the host")?;
+            let report = engine::security::inspect(&call.running()?);
+            let report = report.map_err(|error| Problem::of(Kind::CONFLICT, &error))?;
+            Reply::json(&Security { report: serde_json::to_value(report).unwrap_or_default() })
         })
     },
     Operation {
@@ -98,15 +117,18 @@ pub const OPERATIONS: &[Operation] = &[
 fn list(call: &mut Call) -> Result<Reply, Problem> {
     let limit = usize::try_from(call.number("limit").unwrap_or(PAGE)).unwrap_or_default();
     let after = call.text("cursor").map(Cursor::parse).transpose()?;
-    let mut records = record::list(call.dirs());
+    let mut records = call.containers();
     let place = |record: &Record| (record.spec.created_ns, record.spec.id.as_str().to_owned());
     records.sort_by_cached_key(|record| std::cmp::Reverse(place(record)));
     let mut found = records.into_iter().filter(|record| {
         after.as_ref().is_none_or(|after| Cursor::of(record) < *after) && fits(call, record)
     });
-    let page: Vec<Record> = found.by_ref().take(limit).collect();
+    let page: Vec<_> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|last| Cursor::of(last).text());
-    Reply::json(&ContainerList { items: page.iter().map(ContainerSummary::from).collect(), next })
+    Reply::json(&ContainerList {
+        items: page.iter().map(|record| ContainerSummary::from(&**record)).collect(),
+        next,
+    })
 }
 
 fn fits(call: &Call, record: &Record) -> bool {
@@ -118,7 +140,17 @@ fn fits(call: &Call, record: &Record) -> bool {
         let mut wanted = call.list(name).peekable();
         wanted.peek().is_none() || wanted.any(fits)
     };
+    let health = match record.state.health {
+        None => "none",
+        Some(Health::Starting) => "starting",
+        Some(Health::Healthy) => "healthy",
+        Some(Health::Unhealthy) => "unhealthy",
+    };
+    let ended = record.state.exit_code.filter(|_| record.state.status == Status::Exited);
     call.list("label").all(label)
+        && any("id", &|begin| record.spec.id.as_str().starts_with(begin))
+        && any("health", &|wanted| wanted == health)
+        && call.number("exited").is_none_or(|code| ended.is_some_and(|ended| u64::from(ended) == code))
         && any("name", &|part| record.name.contains(part))
         && any("status", &|status| record.state.status.name() == status)
         && any("image", &|image| record.spec.image == image || familiar(&record.spec.image) == image)
@@ -161,9 +193,8 @@ pub fn etag(record: &Record) -> String {
 
 fn update(call: &mut Call) -> Result<Reply, Problem> {
     let wanted: Update = call.json()?;
-    let service = std::sync::Arc::clone(&call.service);
-    // From reading to writing nobody else of this server changes it.
-    let _updating = service.updating.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // From reading to writing no other request changes it.
+    let _turn = exclusive::turn(call.dirs(), exclusive::UPDATE)?;
     let mut record = call.container()?;
     if let Some(tag) = call.header("if-match")
         && !tag.split(',').map(str::trim).any(|tag| tag == "*" || tag == etag(&record))

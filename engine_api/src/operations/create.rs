@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use engine::container::health::HealthOptions;
 use engine::container::record::{self, Record};
@@ -19,7 +19,7 @@ use engine::resources::{Quota, ResourceSpec};
 use engine::run::{RunOptions, Watcher};
 use engine::trace::Trace;
 use engine::verbs;
-use engine::volumes::{MountSpec, parse};
+use engine::volumes::{MountSpec, parse, secret};
 use engine::{GuestLimits, TerminalSize};
 use images::pull::{PullOptions, PullPolicy};
 use images::signature::PublicKey;
@@ -28,6 +28,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::containers;
 use crate::call::{Call, Input};
+use crate::exclusive::Key;
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
 use crate::tenant::Caller;
@@ -51,7 +52,7 @@ pub fn create(call: &mut Call) -> Result<Reply, Problem> {
     let _taken = match &key {
         None => None,
         Some(key) => {
-            let taken = call.service.take_key(format!("{}\n{key}", call.dirs().data.display()))?;
+            let taken = Key::take(call.dirs(), key)?;
             let Input::Whole(body) = &call.input else { return Err(Problem::invalid("there is no body")) };
             // With the container, so that neither can be there without the other, whatever ends.
             let value = format!("{key}:{}", digest(body));
@@ -111,8 +112,8 @@ fn make(call: &Call, options: &RunOptions, start: bool, notice: &dyn Fn(&str)) -
 }
 
 /// The container that an earlier request with this key made.
-fn earlier(call: &Call, key: &str) -> Option<Record> {
-    let has = |record: &Record| {
+fn earlier(call: &Call, key: &str) -> Option<Arc<Record>> {
+    let has = |record: &Arc<Record>| {
         record
             .spec
             .labels
@@ -120,7 +121,7 @@ fn earlier(call: &Call, key: &str) -> Option<Record> {
             .and_then(|label| label.split_once(':'))
             .is_some_and(|(of, _)| of == key)
     };
-    record::list(call.dirs()).into_iter().find(has)
+    call.containers().into_iter().find(has)
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -226,7 +227,7 @@ fn options(caller: &Caller, wanted: &CreateContainer) -> Result<RunOptions, Prob
         },
         network: network(caller, &wanted.network)?,
         resources: rates,
-        mounts: wanted.mounts.iter().map(|one| mount(caller, one)).collect::<Result<_, _>>()?,
+        mounts: mounts(caller, wanted)?,
         lifetime: lifetime(wanted)?,
         health: HealthOptions {
             disabled: wanted.health.disabled,
@@ -392,9 +393,29 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
+fn mounts(caller: &Caller, wanted: &CreateContainer) -> Result<Vec<MountSpec>, Problem> {
+    let mut mounts = wanted.mounts.iter().map(|one| mount(caller, one)).collect::<Result<Vec<_>, _>>()?;
+    if !wanted.secrets.is_empty() {
+        caller.host_path("a secret")?;
+        if wanted.isolation != IsolationKind::Vm {
+            return Err(Problem::invalid(
+                "secrets need isolation vm: nothing else keeps them in memory alone",
+            ));
+        }
+        if let Some((name, path)) = wanted.secrets.iter().find(|(_, path)| !path.starts_with('/')) {
+            return Err(Problem::invalid(format!(
+                "secrets.{name}: {path:?} is no path from the host's root on"
+            )));
+        }
+        let words: Vec<String> = wanted.secrets.iter().map(|(name, path)| format!("{name}={path}")).collect();
+        mounts.extend(secret::parse(&words)?);
+    }
+    Ok(mounts)
+}
+
 fn mount(caller: &Caller, wanted: &Mount) -> Result<MountSpec, Problem> {
     let bad = |why: &str| Problem::invalid(format!("the mount on {:?} {why}", wanted.target));
-    let memory = wanted.size.is_some() || wanted.mode.is_some();
+    let memory = wanted.size.is_some() || wanted.mode.is_some() || !wanted.options.is_empty();
     match (wanted.kind, &wanted.source) {
         (MountType::Bind, None) => return Err(bad("needs the source that it is to show")),
         (MountType::Bind, Some(path)) => {
@@ -407,7 +428,10 @@ fn mount(caller: &Caller, wanted: &Mount) -> Result<MountSpec, Problem> {
         _ => {}
     }
     if memory && wanted.kind != MountType::Tmpfs {
-        return Err(bad("has a size or mode, which only memory has"));
+        return Err(bad("has a size, mode or options, which only memory has"));
+    }
+    if wanted.no_copy && wanted.kind != MountType::Volume {
+        return Err(bad("has no_copy, which only a volume has"));
     }
     let target = parse::target(&wanted.target).map_err(|why| bad(&why))?;
     let kind = match wanted.kind {
@@ -416,12 +440,13 @@ fn mount(caller: &Caller, wanted: &Mount) -> Result<MountSpec, Problem> {
         }
         MountType::Volume => {
             let name = wanted.source.clone().unwrap_or_default();
-            engine::volumes::MountKind::Volume { anonymous: name.is_empty(), name, copy: true }
+            engine::volumes::MountKind::Volume { anonymous: name.is_empty(), name, copy: !wanted.no_copy }
         }
         MountType::Tmpfs => {
             let size = wanted.size.map(|size| format!("size={size}"));
             let mode = wanted.mode.as_ref().map(|mode| format!("mode={mode}"));
-            let words: Vec<String> = size.into_iter().chain(mode).collect();
+            let words: Vec<String> =
+                size.into_iter().chain(mode).chain(wanted.options.iter().cloned()).collect();
             // Its target is put in afterwards: it may have colons.
             return Ok(MountSpec {
                 target,
@@ -446,7 +471,7 @@ fn lifetime(wanted: &CreateContainer) -> Result<Lifetime, Problem> {
         restart,
         stop_timeout: wanted.stop_timeout,
         ttl: wanted.ttl,
-        stdin_once: false,
+        stdin_once: wanted.stdin_once,
     })
 }
 

@@ -1,11 +1,13 @@
 //! Images.
 
+use std::io::Read as _;
 use std::str::FromStr;
 
 use engine::intake;
 use engine::verbs;
 use hyper::Method;
-use images::commit::CommitOptions;
+use images::commit::{CommitError, CommitOptions, LayerCompression};
+use images::fetch::{self, FetchError, FetchLimits};
 use images::pull::LoadFrom;
 use images::push::PushOptions;
 use images::save::ArchiveKind;
@@ -61,9 +63,20 @@ pub const OPERATIONS: &[Operation] = &[
             param("platform", Text, "Of the programs in it."),
             param("message", Text, "Shown by its history."),
             param("change", List, "A Dockerfile instruction that edits its configuration."),
+            param(
+                "compression",
+                Choice(&["gzip", "zstd"]),
+                "How the layer is compressed; gzip where nothing is said.",
+            ),
+            param(
+                "url",
+                Text,
+                "Where the server gets the archive instead: http://… or https://… The body is empty then.",
+            ),
         ],
         takes: Content::Bytes(TAR),
         gives: &[(201, Content::Json(of::<Image>), "The image.")],
+        problems: &[Kind::DEPENDENCY],
         ..plain(&Method::POST, "/v1/images/import", "importImage", TAG, import)
     },
     Operation {
@@ -212,9 +225,23 @@ fn import(call: &mut Call) -> Result<Reply, Problem> {
     let options = CommitOptions {
         changes: call.list("change").map(parse).collect::<Result<_, _>>()?,
         message: call.text("message").map(str::to_owned),
+        compression: match call.text("compression") {
+            Some("zstd") => LayerCompression::Zstd,
+            _ => LayerCompression::Gzip,
+        },
         ..CommitOptions::default()
     };
     let store = store(call)?;
+    if let Some(url) = call.text("url").map(str::to_owned) {
+        call.caller.owner_only("let the server fetch from an address")?;
+        let mut body = [0];
+        if call.upload()?.read(&mut body)? > 0 {
+            return Err(Problem::invalid("the archive is in the body, or at url: not both"));
+        }
+        let mut fetched = fetch::open(&url, FetchLimits::default())?;
+        let image = store.import(&mut fetched, name.as_ref(), &platform, &options);
+        return Reply::json_with(201, &Image::from(&image.map_err(fetching)?));
+    }
     let upload = call.upload()?;
     let imported = store.import(upload, name.as_ref(), &platform, &options);
     match (imported, upload.broken.take()) {
@@ -222,6 +249,15 @@ fn import(call: &mut Call) -> Result<Reply, Problem> {
         (Err(_), Some(problem)) => Err(problem),
         (Err(error), None) => Err(error.into()),
     }
+}
+
+/// An archive that breaks off at its address is no fault of the request.
+fn fetching(error: CommitError) -> Problem {
+    let fetch = match &error {
+        CommitError::Read(source) => source.get_ref().is_some_and(|source| source.is::<FetchError>()),
+        _ => false,
+    };
+    if fetch { Problem::of(Kind::DEPENDENCY, &error) } else { error.into() }
 }
 
 fn push(call: &mut Call) -> Result<Reply, Problem> {

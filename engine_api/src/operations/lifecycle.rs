@@ -1,5 +1,7 @@
 //! What is done to a container as a whole.
 
+use std::time::Duration;
+
 use engine::container::record::Record;
 use engine::keeper::client;
 use engine::keeper::protocol::Request;
@@ -10,12 +12,18 @@ use hyper::Method;
 
 use super::containers::TAG;
 use super::plain;
+use super::processes::{self, ATTACH};
 use crate::call::Call;
-use crate::operation::{Content, Operation, of};
+use crate::operation::ParamKind::Text;
+use crate::operation::{Content, Operation, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::Reply;
-use crate::session::{End, Session};
+use crate::session::{self, End, Session};
 use crate::types::{CloneOptions, Kill, Made, Rename, Stop, Waited};
+
+/// A keeper notes its container's start within this many pauses, or it has died.
+const COUNTED_TRIES: u32 = 2000;
+const COUNTED_PAUSE: Duration = Duration::from_millis(5);
 
 /// What changes a container's state.
 const fn verb(path: &'static str, id: &'static str, run: crate::operation::Run) -> Operation {
@@ -28,20 +36,15 @@ const fn verb(path: &'static str, id: &'static str, run: crate::operation::Run) 
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
-        summary: "Start a container; one that runs is left alone",
-        ..verb("/v1/containers/{container}/start", "startContainer", |call| {
-            let record = call.container()?;
-            let more = match record.state.status.is_live() {
-                true => Vec::new(),
-                false => vec![machine(&record)],
-            };
-            let start = || Ok(verbs::start(call.dirs(), &record, &|_| ())?);
-            match more.is_empty() {
-                true => start()?,
-                false => call.caller.starting(&more, start)?,
-            }
-            Ok(Reply::done())
-        })
+        summary: "Start a container; one that runs is left alone. With an upgrade, as of attach, nothing that it writes is missed",
+        query: ATTACH,
+        headers: &[param("upgrade", Text, "`lighter-frames` makes a stream of the connection.")],
+        gives: &[
+            (101, Content::None, "It starts, and the connection is a stream of frames from here on."),
+            (204, Content::None, "It runs."),
+        ],
+        problems: &[Kind::CONFLICT, Kind::UPGRADE],
+        ..verb("/v1/containers/{container}/start", "startContainer", start)
     },
     Operation {
         summary: "Ask a container to end, and end it if it does not; answers when it has ended",
@@ -126,6 +129,48 @@ pub const OPERATIONS: &[Operation] = &[
         })
     },
 ];
+
+fn start(call: &mut Call) -> Result<Reply, Problem> {
+    let record = call.container()?;
+    let upgrade = call.header("upgrade").is_some().then(|| session::wanted(call)).transpose()?;
+    let more = [machine(&record)];
+    match (upgrade, record.state.status.is_live()) {
+        (Some(upgrade), true) => processes::stay(call, &record, upgrade),
+        (Some(upgrade), false) => {
+            let attach = [processes::attachment(call, &record)];
+            let start = || engine::run::start(call.dirs(), &record, &attach);
+            let start = || {
+                let link = verbs::open_when_free(start)?;
+                if call.caller.tenant.is_some() {
+                    wait_until_counted(&record);
+                }
+                Ok(link)
+            };
+            let link = call.caller.starting(&more, start)?;
+            Ok(Session::new(Peer::Keeper(link))?.upgrade(upgrade))
+        }
+        (None, live) => {
+            let start = || Ok(verbs::start(call.dirs(), &record, &|_| ())?);
+            if live {
+                start()?
+            } else {
+                call.caller.starting(&more, start)?
+            }
+            Ok(Reply::done())
+        }
+    }
+}
+
+/// Waits until the keeper has noted that the container starts, so that the next request counts it.
+fn wait_until_counted(before: &Record) {
+    let mut now = before.clone();
+    for _ in 0..COUNTED_TRIES {
+        if now.refresh().is_none() || now.state != before.state {
+            return;
+        }
+        std::thread::sleep(COUNTED_PAUSE);
+    }
+}
 
 /// vCPUs and MiB of a container's machine.
 pub fn machine(record: &Record) -> (u8, u32) {

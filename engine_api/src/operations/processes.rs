@@ -9,13 +9,14 @@ use engine::keeper::protocol::Request;
 use engine::session::peer::{Peer, Said};
 use engine::{TerminalSize, stats};
 use hyper::Method;
+use hyper::upgrade::OnUpgrade;
 use serde_json::json;
 
 use super::containers::TAG;
 use super::plain;
 use crate::call::Call;
-use crate::operation::ParamKind::Flag;
-use crate::operation::{Content, Operation, of, param};
+use crate::operation::ParamKind::{Flag, Number};
+use crate::operation::{Content, Operation, Param, of, param};
 use crate::problem::{Kind, Problem};
 use crate::reply::{EVENTS, Reply};
 use crate::session::{self, End, Session};
@@ -27,6 +28,15 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A process that nobody waits for has to run within this time.
 const START: Duration = Duration::from_secs(60);
 const SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+/// What a client that stays says of itself.
+pub const ATTACH: &[Param] = &[
+    param("stdin", Flag, "Take stdin from the stream, too."),
+    param("rows", Number(1, MAX_SIDE), "Height of the client's terminal, if the container has one."),
+    param("columns", Number(1, MAX_SIDE), "Its width."),
+];
+/// More rows or columns no terminal has.
+const MAX_SIDE: u64 = u16::MAX as u64;
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
@@ -46,18 +56,14 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         summary: "Stay with a running container: its streams, over a connection that becomes a stream of frames",
-        query: &[param("stdin", Flag, "Take stdin from the stream, too.")],
+        query: ATTACH,
         headers: &[param("upgrade", crate::operation::ParamKind::Text, "`lighter-frames`")],
         gives: &[(101, Content::None, "The connection is a stream of frames from here on.")],
         problems: &[Kind::CONFLICT, Kind::UPGRADE],
         ..plain(&Method::POST, "/v1/containers/{container}/attach", "attach", TAG, |call| {
             let record = call.running()?;
             let upgrade = session::wanted(call)?;
-            let size = record.spec.plan.process().terminal;
-            let mut link = client::connect(&record)?;
-            link.send(&Request::Attach { stdin: call.flag("stdin"), size })
-                .map_err(|error| Problem::of(Kind::HOST, &error))?;
-            Ok(Session::new(Peer::Keeper(link))?.upgrade(upgrade))
+            stay(call, &record, upgrade)
         })
     },
     Operation {
@@ -68,6 +74,21 @@ pub const OPERATIONS: &[Operation] = &[
         ..plain(&Method::GET, "/v1/containers/{container}/stats", "getStats", TAG, figures)
     },
 ];
+
+/// What is asked of a container's keeper for a client that stays.
+pub fn attachment(call: &Call, record: &Record) -> Request {
+    let side = |name: &str| call.number(name).and_then(|side| u16::try_from(side).ok());
+    let own = side("rows").zip(side("columns")).map(|(rows, columns)| TerminalSize { rows, columns });
+    let terminal = record.spec.plan.process().terminal;
+    Request::Attach { stdin: call.flag("stdin"), size: terminal.map(|size| own.unwrap_or(size)) }
+}
+
+/// Makes the connection a stream of the container's process.
+pub fn stay(call: &Call, record: &Record, upgrade: OnUpgrade) -> Result<Reply, Problem> {
+    let mut link = client::connect(record)?;
+    link.send(&attachment(call, record)).map_err(|error| Problem::of(Kind::HOST, &error))?;
+    Ok(Session::new(Peer::Keeper(link))?.upgrade(upgrade))
+}
 
 fn execute(call: &mut Call) -> Result<Reply, Problem> {
     let wanted: Exec = call.json()?;

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use compare::{Column, Group};
-use engine::container::record::{self, Record};
 use engine::stats::{self, prometheus};
 use engine::template::TemplateStore;
 use engine::verbs;
@@ -23,7 +22,7 @@ use crate::operation::{Content, Operation, of, param};
 use crate::problem::{Kind, Problem, ProblemBody};
 use crate::reply::{EVENTS, Reply};
 use crate::transfer;
-use crate::types::{Compare, DiskUsage, Doctor, Event, HealthView, SystemPruned, Version};
+use crate::types::{Compare, DiskUsage, Doctor, Event, HealthView, IsolationKind, SystemPruned, Version};
 
 const TAG: &str = "system";
 /// Longest comparison where nothing is said, in seconds, whole and quick.
@@ -124,8 +123,9 @@ fn problem(call: &mut Call) -> Result<Reply, Problem> {
 
 fn metrics(call: &mut Call) -> Result<Reply, Problem> {
     let mut text = if call.caller.tenant.is_none() { call.service.metrics.text() } else { String::new() };
-    let running: Vec<_> = record::list(call.dirs()).into_iter().filter(Record::is_running).collect();
-    let figures: Vec<_> = running.iter().filter_map(stats::read).collect();
+    let containers = call.containers();
+    let running = containers.iter().filter(|record| record.is_running());
+    let figures: Vec<_> = running.filter_map(|record| stats::read(record)).collect();
     text += &prometheus::text(&figures.iter().collect::<Vec<_>>());
     Ok(Reply::whole(200, "text/plain; version=0.0.4", text))
 }
@@ -178,13 +178,21 @@ fn measure(call: &mut Call) -> Result<Reply, Problem> {
         )));
     }
     let only = |group: &Group| wanted.only.is_empty() || wanted.only.iter().any(|name| name == group.name());
+    let columns = |column: &Column| {
+        let kind = match column {
+            Column::Process => IsolationKind::Process,
+            Column::Container => IsolationKind::Container,
+            Column::Vm | Column::VmCold => IsolationKind::Vm,
+        };
+        wanted.isolation.is_empty() || wanted.isolation.contains(&kind)
+    };
     let emulated = vmm::host::emulates_ring0();
     let options = compare::Options {
         program: PathBuf::from("/proc/self/exe"),
         root: call.dirs().data.clone(),
         image: wanted.image.clone(),
         command: wanted.command.clone(),
-        columns: Column::ALL.to_vec(),
+        columns: Column::ALL.into_iter().filter(columns).collect(),
         runs,
         only: Group::ALL.into_iter().filter(only).collect(),
         quick: wanted.quick,

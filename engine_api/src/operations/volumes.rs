@@ -19,6 +19,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation {
         summary: "List volumes",
         query: &[
+            param("name", List, "Only those with this in their name."),
             param("label", List, "Only those with this label: NAME or NAME=VALUE."),
             param("unused", Flag, "Only those that no container has (true), or that one has (false)."),
         ],
@@ -91,8 +92,14 @@ fn list(call: &mut Call) -> Result<Reply, Problem> {
         Some((name, value)) => volume.labels.get(name).is_some_and(|there| there == value),
         None => volume.labels.contains_key(wanted),
     };
-    let volumes =
-        store.list().into_iter().filter(|volume| call.list("label").all(|wanted| has(volume, wanted)));
+    let named = |volume: &Volume| {
+        let mut names = call.list("name").peekable();
+        names.peek().is_none() || names.any(|part| volume.name.contains(part))
+    };
+    let volumes = store
+        .list()
+        .into_iter()
+        .filter(|volume| named(volume) && call.list("label").all(|wanted| has(volume, wanted)));
     let views = volumes.map(|volume| view(&store, &volume));
     let items =
         views.filter(|view| unused.is_none_or(|unused| unused == view.containers.is_empty())).collect();

@@ -261,6 +261,13 @@ fn restart(policy: engine::container::spec::RestartPolicy) -> String {
     }
 }
 
+/// What the process that runs a container's machine holds.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+pub struct Security {
+    /// As `lighter inspect --security --format json` shows it.
+    pub report: Value,
+}
+
 /// How to stop a container.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -404,6 +411,19 @@ pub struct Commit {
     pub author: Option<String>,
     /// Dockerfile instructions that edit its configuration, such as `CMD ["sh"]`.
     pub changes: Vec<String>,
+    /// How the layer is compressed.
+    pub compression: Compression,
+}
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Runs everywhere.
+    #[default]
+    Gzip,
+    /// Smaller and faster; Docker 23 and newer.
+    Zstd,
 }
 
 /// Copies of a running container.

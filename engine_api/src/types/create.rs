@@ -40,6 +40,9 @@ pub struct CreateContainer {
     /// Its process has a stdin.
     #[serde(default)]
     pub stdin: bool,
+    /// Its stdin ends with the first client that has it.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Its process has a terminal.
     #[serde(default)]
     pub tty: bool,
@@ -80,6 +83,9 @@ pub struct CreateContainer {
     /// What it sees of its host and of volumes.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Files of the host that it finds as `/run/secrets/NAME`, in memory only.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
     /// No writable layer.
     #[serde(default)]
     pub read_only: bool,
@@ -256,6 +262,12 @@ pub struct Mount {
     /// Mode of memory, octal digits.
     #[serde(default)]
     pub mode: Option<String>,
+    /// More options of memory, as `--tmpfs` takes them: `exec`, `uid=1000`, `nr_inodes=1k`.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// An empty volume does not get what the image has at its place.
+    #[serde(default)]
+    pub no_copy: bool,
 }
 
 /// What is mounted.

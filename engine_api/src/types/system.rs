@@ -108,6 +108,9 @@ pub struct Compare {
     /// Measure only these: start, size, speed, isolation, portability.
     #[serde(default)]
     pub only: Vec<String>,
+    /// Compare only these; all that this host can run where nothing is said.
+    #[serde(default)]
+    pub isolation: Vec<super::IsolationKind>,
     /// End with what there is after so many seconds.
     #[serde(default)]
     #[schemars(range(min = 1, max = 3600))]
