@@ -320,7 +320,7 @@ fn pages_that_belong_to_the_run_are_given_back_and_the_driver_hears_of_its_end()
     name_pages(&mut driver, 0, 1);
     assert_eq!(kept(&driver), [true; 8], "nobody asked");
     control.start_hinting(true).unwrap();
-    driver.run();
+    driver.transport.process_host_event(0, EventSet::IN);
     assert!(driver.take_interrupt());
     assert_eq!(driver.read(COMMAND), 2);
     name_pages(&mut driver, 0, 1);
@@ -332,7 +332,7 @@ fn pages_that_belong_to_the_run_are_given_back_and_the_driver_hears_of_its_end()
     assert_eq!(kept(&driver), [true, true, false, false, false, true, true, true]);
     assert_eq!(control.hinting_status(), Ok(HintingStatus { host: 2, guest: Some(2) }));
     say(&mut driver, hinting::STOP);
-    driver.run();
+    driver.transport.process_host_event(0, EventSet::IN);
     assert_eq!(driver.read(COMMAND), hinting::DONE);
     name_pages(&mut driver, 6, 1);
     assert!(kept(&driver)[6], "the run is over");

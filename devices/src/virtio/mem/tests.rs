@@ -67,7 +67,7 @@ fn blocks_are_plugged_up_to_what_the_host_asked_for() {
     assert_eq!(config(&driver), [BLOCK, 0, REGION.address, REGION.size, 0, 0, 0]);
     assert_eq!(ask(&mut driver, PLUG, 0, 1), ERROR, "nothing is usable");
     control.request(3 * BLOCK).unwrap();
-    driver.run();
+    driver.transport.process_host_event(0, EventSet::IN);
     assert!(driver.take_interrupt());
     assert_eq!(config(&driver)[4..], [3 * BLOCK, 0, 3 * BLOCK]);
     assert_eq!(ask(&mut driver, PLUG, 0, 2), ACK);
