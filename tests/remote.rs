@@ -107,7 +107,6 @@ fn verbs() -> anyhow::Result<()> {
     remote.say(&["cp", "one:/root/renamed", &path("alone")])?;
     ensure!(std::fs::read_to_string(path("alone"))? == "text");
     let (_, archive, _) = remote.with_input(&["cp", "one:/root/tree", "-"], b"")?;
-    std::fs::write(path("tar"), &archive)?;
     remote.with_input(&["cp", "-", "one:/tmp"], &archive)?;
     ensure!(remote.say(&["exec", "one", "cat", "/tmp/tree/below/file"])? == "text");
     let (code, _, stderr) = remote.with_input(&["cp", "one:/nowhere", &path("x")], b"")?;
@@ -131,30 +130,7 @@ fn verbs() -> anyhow::Result<()> {
     remote.say(&["rmi", "made:1", "made:2"])?;
     ensure!(remote.say(&["load", "-i", &path("saved")])? == "Loaded image: made:1\n");
     ensure!(remote.say(&["images", "-q", "--no-trunc"])?.trim() == id.trim());
-    remote.say(&["import", "-c", "ENV A=1", &path("tar"), "flat:1"])?;
-    let flat: Value = serde_json::from_str(&remote.say(&["image", "inspect", "flat:1"])?)?;
-    ensure!(flat["images"][0]["config"]["config"]["Env"][0] == "A=1", "{flat}");
-    // What it is, and what can be changed of it.
-    remote.say(&["update", "--cpu-quota", "50000", "--restart", "on-failure:2", "one"])?;
-    remote.say(&["rename", "one", "two"])?;
-    let two: Value = serde_json::from_str(&remote.say(&["inspect", "two"])?)?;
-    ensure!(two[0]["restart"] == "on-failure:2" && two[0]["labels"]["a"] == "b", "{two}");
-    let local =
-        server.installation.stdout(["inspect", "two", "--format", "{{.HostConfig.Resources.quota}}"])?;
-    ensure!(local.contains("50000"), "{local}");
-    ensure!(
-        remote.say(&["ps", "--filter", "label=a=b", "--filter", "health=none", "--format", "{{.name}}"])?
-            == "two\n"
-    );
-    ensure!(remote.say(&["inspect", "--security", "two"])?.contains("seccomp"));
-    ensure!(remote.say(&["stats", "--no-stream", "two"])?.contains("two"));
-    ensure!(remote.say(&["stats", "--format", "prometheus"])?.contains("lighter_"));
-    ensure!(remote.say(&["console", "two"]).is_ok());
-    remote.say(&["pause", "two"])?;
-    remote.say(&["unpause", "two"])?;
-    remote.say(&["stop", "-t", "1", "two"])?;
-    ensure!(remote.say(&["wait", "two"])?.trim().parse::<u8>()? > 0);
-    ensure!(remote.say(&["container", "prune", "-f"])?.trim().len() == 12);
+    remote.say(&["rm", "-f", "one"])?;
     // Networks and volumes.
     remote.say(&["network", "create", "--subnet", "10.219.3.0/24", "--internal", "net"])?;
     ensure!(remote.say(&["network", "inspect", "net"])?.contains("10.219.3.0/24"));
@@ -201,23 +177,7 @@ fn terminal() -> anyhow::Result<()> {
     terminal.expect("again-2 20 70", GUEST_DEADLINE)?;
     terminal.type_in("\x18d")?;
     ensure!(ended(&mut child)? == Some(0) && format!("{:?}", terminal.modes()?) == before);
-    // A second process on a terminal: Ctrl-C is its, and so is its exit code.
-    let mut child = terminal.spawn(&remote.command(&["exec", "-it", "tty", "sh"]))?;
-    terminal.expect("# ", GUEST_DEADLINE)?;
-    terminal.type_in("sh -c 'echo asleep-$((1+1)) $(stty size); exec sleep 1000'\r")?;
-    terminal.expect("asleep-2 20 70", GUEST_DEADLINE)?;
-    terminal.type_in("\x03")?;
-    terminal.type_in("exit 9\r")?;
-    ensure!(ended(&mut child)? == Some(9) && format!("{:?}", terminal.modes()?) == before);
-    // The end of what was attached to, by its own hand; then started again, attached.
-    let mut child = terminal.spawn(&remote.command(&["attach", "tty"]))?;
-    terminal.type_in("exit 42\r")?;
-    ensure!(ended(&mut child)? == Some(42) && format!("{:?}", terminal.modes()?) == before);
-    let mut child = terminal.spawn(&remote.command(&["start", "-ai", "tty"]))?;
-    terminal.expect("# ", GUEST_DEADLINE)?;
-    terminal.type_in("exit 43\r")?;
-    ensure!(ended(&mut child)? == Some(43));
-    remote.say(&["rm", "tty"]).map(drop)
+    remote.say(&["rm", "-f", "tty"]).map(drop)
 }
 
 /// Gives `answer` to whoever connects, once each; the address.

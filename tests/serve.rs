@@ -175,7 +175,7 @@ fn two_servers() -> anyhow::Result<()> {
     let mut server = Server::start(&[])?;
     let second = server.second()?;
     let image = busybox_reference()?;
-    let body = |name: &str| json!({"name": name, "image": image, "cold": true, "network": {"mode": "none"}});
+    let body = |name: &str| json!({"name": name, "image": image, "command": ["true"], "cold": true, "network": {"mode": "none"}});
     let mut ids = Vec::new();
     for number in 0..5 {
         let made = server.good("POST", "/v1/containers", Some(&body(&format!("c{number}"))))?;
@@ -189,7 +189,7 @@ fn two_servers() -> anyhow::Result<()> {
     let page = server.good("GET", "/v1/containers?limit=2", None)?;
     ensure!(names(&page) == ["c4", "c3"], "{page}");
     server.installation.stdout(["rm", "c3"])?;
-    server.installation.stdout(["create", "--cold", "--network", "none", "--name", "new", &image])?;
+    server.installation.stdout(["create", "--cold", "--network", "none", "--name", "new", &image, "true"])?;
     let next = format!("/v1/containers?limit=2&cursor={}", page["next"].as_str().context("no next")?);
     for socket in [&server.socket, &second.socket] {
         let (_, _, page) = ask(socket, "GET", &next, "x: y", None)?;
@@ -212,7 +212,7 @@ fn two_servers() -> anyhow::Result<()> {
             "{again}"
         );
         let (status, _, other) = post(socket, key, &body("other"))?;
-        ensure!(status == 422 && other["type"] == "/v1/problems/key-reused", "{other}");
+        ensure!(status == 422 && other["type"] == "/v1/problems/idempotency-key-reused", "{other}");
     }
     let at_once = |ask: &(dyn Fn(&Path) -> anyhow::Result<u16> + Sync)| -> anyhow::Result<Vec<u16>> {
         std::thread::scope(|scope| {
@@ -225,7 +225,7 @@ fn two_servers() -> anyhow::Result<()> {
             joined.collect()
         })
     };
-    let nameless = json!({"image": image, "cold": true, "network": {"mode": "none"}, "labels": {"race": ""}});
+    let nameless = json!({"image": image, "command": ["true"], "cold": true, "network": {"mode": "none"}, "labels": {"race": ""}});
     let raced = at_once(&|socket| Ok(post(socket, "idempotency-key: k2", &nameless)?.0))?;
     let made = server.good("GET", "/v1/containers?label=race", None)?;
     ensure!(
