@@ -15,7 +15,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::GuestRam;
-use crate::rate::RateControl;
+use crate::rate::{RateControl, RateLimiter};
 
 /// Raises the device's interrupt. Implemented by the transport; devices only call it.
 pub trait Interrupt: Send + Sync {
@@ -71,6 +71,21 @@ pub struct RestoreError {
     pub device: &'static str,
     /// What does not fit.
     pub what: String,
+}
+
+/// What a read of the configuration space `space` at `offset` gives; bytes beyond its end are zero.
+pub(super) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    data.fill(0);
+    for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
+        *byte = value;
+    }
+}
+
+/// The timer of a device whose only event of the host's it is.
+pub(super) fn timer_of(limiter: Option<&RateLimiter>) -> Vec<HostEvent> {
+    let event = |limiter: &RateLimiter| HostEvent { fd: limiter.fd(), events: EventSet::IN, token: 0 };
+    limiter.map(event).into_iter().collect()
 }
 
 /// A virtio device model.

@@ -12,7 +12,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{
+    Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice, read_space, timer_of,
+};
 use super::guest_buffers::GuestBuffers;
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
@@ -76,11 +78,7 @@ impl VirtioDevice for Pmem {
         let (start, size) = space.split_at_mut(8);
         start.copy_from_slice(&self.window.start.to_le_bytes());
         size.copy_from_slice(&self.window.size.to_le_bytes());
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        data.fill(0);
-        for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
-            *byte = value;
-        }
+        read_space(&space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {
@@ -111,10 +109,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn host_events(&self) -> Vec<HostEvent> {
-        self.limiter
-            .iter()
-            .map(|limiter| HostEvent { fd: limiter.fd(), events: EventSet::IN, token: 0 })
-            .collect()
+        timer_of(self.limiter.as_ref())
     }
 
     fn process_host_event(&mut self, _token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::epoll::EventSet;
 
-use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice, timer_of};
 use super::guest_buffers::{self, GuestBuffers};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
@@ -90,10 +90,7 @@ impl VirtioDevice for Rng {
     }
 
     fn host_events(&self) -> Vec<HostEvent> {
-        self.limiter
-            .iter()
-            .map(|limiter| HostEvent { fd: limiter.fd(), events: EventSet::IN, token: 0 })
-            .collect()
+        timer_of(self.limiter.as_ref())
     }
 
     fn process_host_event(&mut self, _token: u32, _events: EventSet) -> Result<(), ProtocolViolation> {

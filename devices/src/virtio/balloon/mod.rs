@@ -35,7 +35,9 @@ use self::hinting::Hinting;
 pub use self::hinting::{HintingError, HintingStatus};
 pub(super) use self::pages::{PageRange, PageRanges};
 pub use self::statistics::{FIGURES, Figures, Statistics};
-use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{
+    Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice, read_space,
+};
 use super::guest_buffers::{ChainError, Direction, GuestBuffers, MAX_CHAIN_DESCRIPTORS};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
@@ -174,11 +176,7 @@ impl VirtioDevice for Balloon {
         for (field, value) in space.chunks_exact_mut(4).zip(values) {
             field.copy_from_slice(&value.to_le_bytes());
         }
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        data.fill(0);
-        for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
-            *byte = value;
-        }
+        read_space(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

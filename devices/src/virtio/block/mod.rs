@@ -45,7 +45,7 @@ use self::request::{
     ByteRange, Disk, HEADER_BYTES, MAX_RANGES_BYTES, RawRequest, Request, SERIAL_BYTES, Status,
 };
 use self::uring::{InFlight, Uring};
-use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice, read_space};
 use super::guest_buffers::{GuestBuffers, IoVecs};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
@@ -213,11 +213,7 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = config_space::bytes(self.disk.capacity_sectors);
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        data.fill(0);
-        for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
-            *byte = value;
-        }
+        read_space(&space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

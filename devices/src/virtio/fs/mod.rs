@@ -26,7 +26,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use self::message::{IN_HEADER_BYTES, InHeader, OUT_HEADER_BYTES, OutHeader};
 use self::server::{Server, Waiting};
-use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{Activation, HostEvent, ProtocolViolation, RestoreError, VirtioDevice, read_space};
 use super::guest_buffers::{GuestBuffers, IoVecs};
 use super::queue::{ActiveQueue, Chain, Handled};
 use crate::GuestRam;
@@ -131,11 +131,7 @@ impl VirtioDevice for Fs {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, &value) in data.iter_mut().zip(self.config.get(offset..).unwrap_or_default()) {
-            *byte = value;
-        }
+        read_space(&self.config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

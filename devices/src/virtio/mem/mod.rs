@@ -28,7 +28,9 @@ use vmm_sys_util::epoll::EventSet;
 pub use self::control::{MemControl, SizeError, Sizes};
 use self::request::{BlockRange, BlockState, REQUEST_BYTES, Request, Response};
 use super::balloon::{PageRange, PageRanges};
-use super::device::{Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice};
+use super::device::{
+    Activation, HostEvent, Interrupt, ProtocolViolation, RestoreError, VirtioDevice, read_space,
+};
 use super::guest_buffers::GuestBuffers;
 use super::queue::{ActiveQueue, Chain};
 use crate::GuestRam;
@@ -222,11 +224,7 @@ impl VirtioDevice for Mem {
         for (field, value) in space.chunks_exact_mut(8).zip(words) {
             field.copy_from_slice(&value.to_le_bytes());
         }
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        data.fill(0);
-        for (byte, &value) in data.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
-            *byte = value;
-        }
+        read_space(&space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {
